@@ -1,0 +1,250 @@
+"""The command line: presets, one-line errors, resuming with the arguments of a run, stop signals, memory size."""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+ArgsT = TypeVar("ArgsT")
+
+EVALUATION_FIELDS = ("evaluate", "eval_episodes", "eval_envs", "capture_video", "device", "seed")
+
+
+class UsageError(Exception):
+    """Something the user asked for that cannot be done; the message is one line that names the flag."""
+
+
+def fail(prog: str, message: str) -> NoReturn:
+    """Print `prog: error: message` as one line on stderr and exit with status 2."""
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(
+    args_type: type[ArgsT],
+    presets: dict[str, dict[str, Any]],
+    limits: dict[str, tuple[float | None, float | None]],
+    argv: Sequence[str] | None = None,
+    prog: str = "his_mamujoco.py",
+    resumable: tuple[str, ...] = (),
+) -> ArgsT:
+    """Arguments from the command line; any mistake ends in one line on stderr and exit status 2.
+
+    `args_type` is a dataclass with the fields `scenario`, `resume` and `evaluate`. `--scenario X` starts from
+    `presets[X]`; `--resume FOLDER` and `--evaluate FOLDER` start from the arguments of that run, of which only the
+    fields in `resumable` (and, to evaluate, EVALUATION_FIELDS) may change. `limits` maps fields to inclusive bounds,
+    None for an open side; they hold for each element of a tuple. NaN and infinity are refused everywhere.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        ahead = _read_ahead(argv)
+        if ahead.resume and ahead.evaluate:
+            raise UsageError("--resume and --evaluate: only one of them at a time")
+        if folder := ahead.resume or ahead.evaluate:
+            changeable = (*resumable, "resume") if ahead.resume else (*resumable, *EVALUATION_FIELDS)
+            base = _saved_args(args_type, "--resume" if ahead.resume else "--evaluate", folder)
+            args = _parse_flags(args_type, base, argv, prog)
+            _check_unchanged(base, args, changeable, folder)
+        else:
+            args = _parse_flags(args_type, _preset_args(args_type, presets, ahead.scenario), argv, prog)
+        _check_limits(args, limits)
+    except UsageError as error:
+        fail(prog, str(error))
+    return args
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _read_ahead(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide where all the others start from; None where they are not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for field in ("scenario", "resume", "evaluate"):
+        parser.add_argument(_flag(field), nargs="?")  # a missing value is for the full parser to report
+    return parser.parse_known_args(argv)[0]
+
+
+def _preset_args(args_type: type[ArgsT], presets: dict[str, dict[str, Any]], scenario: str | None) -> ArgsT:
+    default: Any = args_type()
+    scenario = default.scenario if scenario is None else scenario
+    if scenario not in presets:
+        raise UsageError(f"--scenario {scenario}: must be one of {', '.join(presets)}")
+    return dataclasses.replace(default, **_from_json(args_type, presets[scenario]), scenario=scenario)
+
+
+def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
+    """The arguments in the config.json of a run, with its own `--resume` and `--evaluate` taken back."""
+    try:
+        saved = json.loads((Path(folder) / "config.json").read_text())["args"]
+        return args_type(**{**_from_json(args_type, saved), "resume": "", "evaluate": ""})
+    except OSError as error:
+        raise UsageError(f"{flag} {folder}: no run there: cannot read config.json: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{flag} {folder}: its config.json does not fit this script: {error}") from error
+
+
+def _from_json(args_type: type, values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples: lists become tuples again."""
+    hints = get_type_hints(args_type)
+    return {name: tuple(value) if get_origin(hints.get(name)) is tuple else value for name, value in values.items()}
+
+
+def _parse_flags(args_type: type[ArgsT], base: ArgsT, argv: Sequence[str], prog: str) -> ArgsT:
+    """Run tyro, whose errors are boxes of several lines: they are caught and said in one."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(args_type, prog=prog, args=argv, default=base)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_first_mistake(args_type, argv) or _unboxed(box.getvalue())) from None
+
+
+def _first_mistake(args_type: type, argv: Sequence[str]) -> str | None:
+    """What is wrong with the first bad flag of `argv`, or None when nothing is found."""
+    hints = get_type_hints(args_type)
+    words = {_flag(prefix + name): () for name, hint in hints.items() if hint is bool for prefix in ("", "no_")}
+    words |= {_flag(n): get_args(h) if get_origin(h) is tuple else (h,) for n, h in hints.items() if h is not bool}
+    rest, before = list(argv), ""
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if not flag.startswith("-"):
+            return f"unexpected argument {flag!r}{before}"
+        flag = flag[:2] + flag[2:].replace("_", "-")
+        if flag not in words:
+            close = difflib.get_close_matches(flag, words, n=1)
+            return f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ", see --help")
+        values, expected = [value] if equals else [], words[flag]
+        while len(values) < len(expected) and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if len(values) != len(expected) or not all(map(_is_a, values, expected)):
+            return f"{' '.join([flag, *values])}: must be {' and '.join(map(_kind, expected)) or 'without a value'}"
+        before = f" after {' '.join([flag, *values])}"
+    return None
+
+
+def _is_a(word: str, hint: Any) -> bool:
+    """Whether tyro takes `word` for a field of this type; types unknown here pass, tyro's own message then stands."""
+    if get_origin(hint) is Literal:
+        return word in map(str, get_args(hint))
+    try:
+        return hint not in (int, float) or hint(word) is not None
+    except ValueError:
+        return False
+
+
+def _kind(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return {int: "a whole number", float: "a number"}.get(hint, "given a value")
+
+
+def _unboxed(box: str) -> str:
+    """The first paragraph of one of tyro's error boxes, without colours and frame."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    paragraphs = re.split(r"─{8,}", text)
+    return " ".join(re.sub(r"[╭╮╰╯│─]", " ", paragraphs[1] if len(paragraphs) > 1 else text).split())
+
+
+def _check_unchanged(base: Any, args: Any, changeable: Sequence[str], folder: str) -> None:
+    for field in dataclasses.fields(args):
+        old, new = getattr(base, field.name), getattr(args, field.name)
+        if new != old and field.name not in changeable:
+            raise UsageError(f"{_flag(field.name)} {_shown(new)}: the run in {folder} has {_shown(old)} and keeps it")
+
+
+def _check_limits(args: Any, limits: dict[str, tuple[float | None, float | None]]) -> None:
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        low, high = limits.get(field.name, (None, None))
+        if low is not None and high is not None:
+            allowed = f"between {low} and {high}"
+        else:
+            allowed = "a finite number" if low is high else f"at most {high}" if low is None else f"at least {low}"
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
+        numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, (int, float))]
+        if not all(math.isfinite(n) and low <= n <= high for n in numbers):
+            raise UsageError(f"{_flag(field.name)} {_shown(value)}: must be {allowed}")
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def memory_bytes(device: str = "cpu") -> int:
+    """Memory of the machine in bytes: RAM within the container's limit, or all that a CUDA device has."""
+    if device.startswith("cuda"):
+        import torch  # here, so that `--help` does not wait for it
+
+        return torch.cuda.get_device_properties(device).total_memory
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_cgroup_limits()])
+
+
+def _cgroup_limits(table: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """The memory limits in bytes of this process's control group (version 1 or 2) and of those that contain it."""
+    limits = []
+    for line in table.read_text().splitlines() if table.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        root = mount / "memory" if controllers else mount
+        if not controllers or "memory" in controllers.split(","):
+            own = root / group.lstrip("/")
+            for folder in {own, *own.parents} - {*root.parents}:
+                with contextlib.suppress(OSError, ValueError):  # no such file here, or "max"
+                    limits.append(int((folder / name).read_text()))
+    return limits
+
+
+class StopSignal:
+    """Context manager: the first SIGTERM or SIGINT is only noted, the second ends the process at once.
+
+    Poll `received`; leave with `exit_status` (143 or 130). Outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def received(self) -> bool:
+        """Whether a signal has come."""
+        return self.signum is not None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal's number; 0 before one has come."""
+        return 0 if self.signum is None else 128 + self.signum
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            os._exit(128 + signum)
+        self.signum = signum
+        name = signal.Signals(signum).name
+        # Not print: the signal may have come in the middle of a print, and buffered files are not re-entrant.
+        os.write(2, f"\n{name} received: saving a checkpoint, send it again to stop at once\n".encode())

@@ -1,0 +1,261 @@
+"""A run's folder and what it records: config.json, metrics.jsonl, eval.csv, TensorBoard, the progress bar."""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from common.checkpoint import AppendFile, atomic_write
+from common.cli import UsageError
+
+Phase = Literal["warm-up", "training", "evaluating", "saving"]
+
+_PACKAGES = (
+    *("torch", "numpy", "scipy", "mujoco", "gymnasium", "isaacgym"),
+    *("tyro", "tensorboard", "tqdm", "safetensors", "imageio", "imageio-ffmpeg", "wandb"),
+)
+
+
+def run_folder(runs_dir: str | Path, script: str, scenario: str, seed: int, run_name: str = "") -> Path:
+    """The folder of a run: runs_dir/script/scenario/seed<seed>[-<run_name>]."""
+    if "/" in run_name or os.sep in run_name:
+        raise UsageError(f"--run-name {run_name}: must not contain a path separator")
+    return Path(runs_dir) / script / scenario / (f"seed{seed}-{run_name}" if run_name else f"seed{seed}")
+
+
+def create(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder of a new run with its config.json; UsageError when it holds a run or cannot be written."""
+    if (folder / "config.json").exists():
+        state = "a finished" if (folder / "finished.json").exists() else "an unfinished"
+        raise UsageError(
+            f"{folder} already holds {state} run: continue it with --resume {shlex.quote(str(folder))}"
+            " or choose another name with --run-name NAME"
+        )
+    try:
+        for name in ("checkpoints", "videos"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "config.json", config)
+    except OSError as error:
+        raise UsageError(f"--runs-dir: cannot create the run folder {folder}: {error.strerror}") from error
+
+
+def record_resumption(folder: Path, config: Mapping[str, Any]) -> None:
+    """Give config.json the arguments a continued run now has, and add its command, commit and host to "resumed"."""
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        session = {key: value for key, value in config.items() if key != "args"}
+        resumed = [*saved.get("resumed", []), session]
+        args = {**config["args"], "resume": ""}
+        _write_json(folder / "config.json", {**saved, "args": args, "resumed": resumed})
+    except OSError as error:
+        raise UsageError(f"--resume {folder}: cannot write config.json: {error.strerror}") from error
+
+
+def describe(args: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+    """The content of config.json: the arguments and everything needed to run them again in the same place."""
+    packages = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    return {
+        "args": dict(args),
+        "command": shlex.join(["python", *argv]),
+        "git_commit": _git_commit(),
+        "packages": packages,
+        "host": {
+            "platform": platform.platform(),
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "torch_threads": torch.get_num_threads(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+        },
+    }
+
+
+class RunLog:
+    """Writes what a run measures into its folder and shows its progress. A full disk costs records, never the run.
+
+    `offsets`, from a checkpoint, continues a run: records written after that checkpoint are cut off. `track` mirrors
+    the metrics to wandb, with `config` as the run's configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        total_steps: int,
+        *,
+        offsets: Mapping[str, Any] | None = None,
+        track: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        start = offsets or {"global_step": 0, "wall_s": 0.0, "metrics.jsonl": None, "eval.csv": None}
+        self.folder = folder
+        self.total_steps = total_steps
+        self.global_step: int = start["global_step"]
+        self._started = time.monotonic() - start["wall_s"]
+        self._rate_origin = (self.global_step, time.monotonic())
+        self._phase: Phase | None = None
+        self._trained = False
+        self._last_evaluation = ""
+        self._warned: set[str] = set()
+        (folder / "finished.json").unlink(missing_ok=True)
+        self._metrics = AppendFile(folder / "metrics.jsonl", start["metrics.jsonl"])
+        self._evaluations = AppendFile(folder / "eval.csv", start["eval.csv"])
+        # Step global_step itself was logged before its checkpoint; TensorBoard hides from purge_step on.
+        purge_step = self.global_step + 1 if offsets else None
+        self._tensorboard: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge_step)
+        self._wandb = _start_wandb(folder, dict(config or {}), self.message) if track else None
+        # disable=None: off where stderr is no terminal
+        bar = {"unit": "step", "smoothing": 0.05, "dynamic_ncols": True, "disable": None}
+        self._bar = tqdm(total=total_steps, initial=self.global_step, **bar)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the run has taken, earlier sessions included up to the checkpoint they ended with."""
+        return time.monotonic() - self._started
+
+    def log(self, global_step: int, update_step: int, values: Mapping[str, float]) -> None:
+        """Record metrics; NaN and infinity become null in metrics.jsonl, which stays valid JSON."""
+        self.global_step = global_step
+        numbers = {key: float(value) for key, value in values.items()}
+        record = {"global_step": global_step, "update_step": update_step, "wall_s": round(self.wall_s, 3)}
+        record |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        self._attempt("metrics.jsonl", lambda: self._metrics.write(json.dumps(record) + "\n"))
+        if (board := self._tensorboard) is not None and not self._attempt(
+            "TensorBoard events (off for the rest of this session)",
+            lambda: [board.add_scalar(key, value, global_step) for key, value in numbers.items()],
+        ):
+            self._tensorboard = None
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=global_step)
+
+    def log_eval(self, global_step: int, returns: Iterable[float], lengths: Iterable[int]) -> None:
+        """Append the episodes of one evaluation to eval.csv, and print one line where there is no bar."""
+        self.global_step = global_step
+        returns = [float(value) for value in returns]
+        rows = [f"{global_step},{i},{r!r},{int(n)}\n" for i, (r, n) in enumerate(zip(returns, lengths, strict=True))]
+        header = "" if self._evaluations.size else "global_step,episode,return,length\n"
+        self._attempt("eval.csv", lambda: self._evaluations.write(header + "".join(rows)))
+        self._last_evaluation = f"{np.mean(returns):.1f} +- {np.std(returns):.1f}"
+        if self._bar.disable:
+            rate, eta = self._rate()
+            self.message(
+                f"step {global_step}/{self.total_steps} ({100 * global_step / self.total_steps:.1f} %)"
+                f"  return {self._last_evaluation}  {rate:.0f} steps/s  ETA {eta}"
+            )
+
+    def progress(self, global_step: int, phase: Phase) -> None:
+        """Move the bar. Steps/s and ETA count this session's training steps, once the faster warm-up is over."""
+        self.global_step = global_step
+        if phase == "training" and not self._trained:
+            self._rate_origin, self._trained = (global_step, time.monotonic()), True
+        changed, self._phase = phase != self._phase, phase
+        if self._bar.disable:
+            return
+        self._bar.update(global_step - self._bar.n)
+        if changed:
+            self._bar.set_description(phase, refresh=False)
+            self._bar.set_postfix_str(self._last_evaluation and f"eval {self._last_evaluation}")
+
+    def message(self, line: str) -> None:
+        """Print a line on stdout without breaking the bar."""
+        with contextlib.suppress(OSError), tqdm.external_write_mode(file=sys.stdout):
+            print(line, flush=True)
+
+    def offsets(self) -> dict[str, Any]:
+        """Where the records stand, for a checkpoint: bytes on disk of both files, global_step, wall_s."""
+        self._attempt("metrics.jsonl", self._metrics.sync)
+        self._attempt("eval.csv", self._evaluations.sync)
+        sizes = {"metrics.jsonl": self._metrics.size, "eval.csv": self._evaluations.size}
+        return {"global_step": self.global_step, "wall_s": self.wall_s, **sizes}
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        state = {"global_step": self.global_step, "wall_s": self.wall_s}
+        self._attempt("finished.json", lambda: _write_json(self.folder / "finished.json", state))
+
+    def close(self) -> None:
+        """Close all files and the bar; safe to call twice."""
+        self._bar.close()
+        self._metrics.close()
+        self._evaluations.close()
+        if self._tensorboard is not None:
+            self._attempt("TensorBoard events", self._tensorboard.close)
+            self._tensorboard = None
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def _attempt(self, target: str, write: Callable[[], object]) -> bool:
+        """Run `write`; a failure is said once per target. Returns whether it worked."""
+        try:
+            write()
+        except OSError as error:
+            if target not in self._warned:
+                self._warned.add(target)
+                self.message(f"warning: cannot write {target}: {error.strerror or error}; the run goes on")
+            return False
+        return True
+
+    def _rate(self) -> tuple[float, str]:
+        """Steps per second and the time left at that rate, h:mm:ss."""
+        step, since = self._rate_origin
+        rate = (self.global_step - step) / max(time.monotonic() - since, 1e-9)
+        return rate, tqdm.format_interval((self.total_steps - self.global_step) / rate) if rate > 0 else "?"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, default=str) + "\n").encode())
+
+
+def _start_wandb(folder: Path, config: dict[str, Any], message: Callable[[str], None]) -> Any:
+    """A wandb run, or None with one line that says why; tracking is never a reason not to train."""
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        message("--track needs wandb: pip install wandb")
+        return None
+    try:
+        return wandb.init(project="his", name="/".join(folder.parts[-3:]), dir=str(folder), config=config)
+    except Exception as error:
+        message(f"--track: wandb does not start ({' '.join(str(error).split())}); the run goes on without")
+        return None
+
+
+def _git_commit() -> str:
+    """The commit of this source tree, "+dirty" when tracked files differ from it, "unknown" outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*command: str) -> str:
+        return subprocess.check_output(["git", *command], cwd=root, stderr=subprocess.DEVNULL, text=True).strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository, whose commit would mean nothing.
+        if Path(git("rev-parse", "--show-toplevel")) != root:
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else None
+    return model[1] if model else platform.processor() or platform.machine()

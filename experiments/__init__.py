@@ -1,0 +1,1 @@
+"""Suites, plots and benchmarks around the training scripts."""
