@@ -28,7 +28,8 @@ from torch import Tensor
 
 from common import checkpoint, cli, runlog
 from common.boxcox import fit_lambda
-from common.mujoco import SCENARIOS, MAMuJoCoVecEnv
+from common.device import check_replay_memory, pick_device
+from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
 from common.streams import Streams
 from common.vecenv import NonFiniteError, VecEnv, check_finite
 from common.video import EpisodeRecorder
@@ -116,7 +117,7 @@ class Args:
     """e, gradient steps of an actor in one update (Algorithm 1; READING 9)"""
 
     credit: Literal["his", "share", "local", "none"] = "his"
-    """his: Eq. (10); share: joint Q in place of the Shapley value; local: Shapley value in place of Q; none: HASAC"""
+    """his: Eq. (10); share: Q in place of the Shapley value; local: the reverse (READING 11); none: HASAC"""
     num_coalitions: int = 1
     """M, sampled coalitions an agent and state ("sample times", Table 6)"""
     beta: float = 10.0
@@ -176,27 +177,22 @@ MAX_EXACT_AGENTS = 8
 
 def check_args(args: Args) -> None:
     """Raise `cli.UsageError` for values that are each allowed but do not fit together."""
-    envs = min(args.eval_envs, args.eval_episodes)
-    num_agents = int(args.scenario.split("-")[1].split("x")[0])
-    problems = {
-        f"--eval-episodes {args.eval_episodes}: must be a multiple of --eval-envs {envs}": args.eval_episodes % envs,
-        f"--buffer-size {args.buffer_size}: must hold one step of --num-envs {args.num_envs}": args.buffer_size
-        < args.num_envs,
-        f"--boxcox-low {args.boxcox_low}: must be below --boxcox-high {args.boxcox_high}": args.boxcox_low
-        >= args.boxcox_high,
-        f"--num-coalitions {args.num_coalitions}: must be even with --shapley antithetic": args.shapley == "antithetic"
-        and args.num_coalitions % 2,
-        f"--shapley exact: needs 2^N critic calls, allowed up to {MAX_EXACT_AGENTS} agents, {args.scenario} has "
-        f"{num_agents}": args.shapley == "exact" and num_agents > MAX_EXACT_AGENTS,
-        "--device cuda: torch finds no CUDA device here": args.device == "cuda" and not torch.cuda.is_available(),
-    }
-    for message, wrong in problems.items():
-        if wrong:
-            raise cli.UsageError(message)
+    envs, num_agents = min(args.eval_envs, args.eval_episodes), int(args.scenario.split("-")[1].split("x")[0])
+    if args.eval_episodes % envs:
+        raise cli.UsageError(f"--eval-episodes {args.eval_episodes}: must be a multiple of --eval-envs {envs}")
+    if args.buffer_size < args.num_envs:
+        raise cli.UsageError(f"--buffer-size {args.buffer_size}: must be at least --num-envs {args.num_envs}")
+    if args.boxcox_low >= args.boxcox_high:
+        raise cli.UsageError(f"--boxcox-low {args.boxcox_low}: must be below --boxcox-high {args.boxcox_high}")
+    if args.shapley == "antithetic" and args.num_coalitions % 2:
+        raise cli.UsageError(f"--num-coalitions {args.num_coalitions}: must be even with --shapley antithetic")
+    if args.shapley == "exact" and num_agents > MAX_EXACT_AGENTS:
+        raise cli.UsageError(f"--shapley exact: takes 2^N critic calls; N is {num_agents}, at most {MAX_EXACT_AGENTS}")
 
 
 # ---- environment -----------------------------------------------------------------------------------------------------
 def make_env(args: Args, num_envs: int) -> VecEnv:
+    """E copies of the task (DEVIATION 6: today's MuJoCo and Gymnasium v4, not mujoco-py and Gym v2)."""
     return MAMuJoCoVecEnv(args.scenario, num_envs, obs_mode=args.obs_mode, obs_neighbors=args.obs_neighbors)
 
 
@@ -214,6 +210,8 @@ def mlp(sizes: Sequence[int], last: nn.Module) -> nn.Sequential:
 class Actor(nn.Module):
     """Squashed Gaussian policy pi_i(a_i | o_i): a = tanh(u), u ~ N(mean, exp(log_std)), a in [-1, 1]."""
 
+    __call__: Callable[[Tensor], tuple[Tensor, Tensor]]
+
     def __init__(self, obs_dim: int, action_dim: int, hidden_sizes: Sequence[int]):
         super().__init__()
         self.body = mlp([obs_dim, *hidden_sizes], nn.Tanh())  # HARL: the last hidden layer is tanh ("final activation")
@@ -227,6 +225,8 @@ class Actor(nn.Module):
 
 class TwinCritic(nn.Module):
     """Q_1 and Q_2 of the state and the joint action."""
+
+    __call__: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
     def __init__(self, state_dim: int, joint_action_dim: int, hidden_sizes: Sequence[int]):
         super().__init__()
@@ -312,7 +312,7 @@ class ReplayBuffer:
             self.data[key] = rows
 
     def add(self, obs, state, actions, reward, next_obs, next_state, terminated, truncated) -> None:
-        """Store one vector step: lists over agents of (E, .) for obs, actions and next_obs; (E,) or (E, S) otherwise."""
+        """Store one vector step: obs, actions, next_obs lists over agents of (E, .); states (E, S); the rest (E,)."""
         if self.position == self.capacity:
             self.grow(min(max(2 * self.capacity, self.FIRST_STEPS), self.max_steps))
         step = dict(obs=np.concatenate(obs, 1), state=state, actions=np.concatenate(actions, 1), reward=reward)
@@ -359,7 +359,7 @@ class ReplayBuffer:
 
 
 # ---- HIS: credit from historical interactions ------------------------------------------------------------------------
-PRE_TANH_BOUND = 1 - 1e-6  # |a| above this has no finite float32 atanh
+PRE_TANH_BOUND = 1 - 1e-6  # DEVIATION 2: kept clear of 1, where atanh is infinite
 
 
 def draw_ranks(num: int, batch_size: int, num_agents: int, how: str, generator: torch.Generator) -> Tensor:
@@ -375,7 +375,7 @@ def draw_ranks(num: int, batch_size: int, num_agents: int, how: str, generator: 
 
 
 def masked(actions: Tensor, members: Tensor, agent_of_slot: Tensor) -> Tensor:
-    """Actions (B, sum A_i) with those of the agents outside `members` (B or 1, N) zero in their own slots; Alg. 1, 15."""
+    """Actions (B, sum A_i), zero in the slots of agents not in `members` (B or 1, N); Alg. 1 line 15, READING 8."""
     return torch.where(members[:, agent_of_slot], actions, 0.0)
 
 
@@ -480,16 +480,18 @@ def historical_loss(
     log_probs, finite_rows, floor_hits = [], [], []
     for (mean, log_std), u in zip(policies, pre_tanh, strict=True):
         log_density = gaussian_log_prob(u, mean, log_std)  # log f, Eq. (27)
-        finite = torch.isfinite(log_density.detach())
+        finite = torch.isfinite(log_density.detach())  # DEVIATION 3: other rows are dropped
         if not finite.all():  # a dropped row must not send NaN through the gradient: give it harmless inputs
             keep = finite[:, None]
             u, mean, log_std = (torch.where(keep, x, torch.zeros_like(x)) for x in (u, mean, log_std))
             log_density = gaussian_log_prob(u, mean, log_std)
         if args.floor != "none":
             highest = torch.where(finite, log_density.detach(), -torch.inf).amax().nan_to_num(neginf=0.0)
-            floor = highest - args.beta if args.floor == "max_minus_beta" else -args.beta * highest  # Eq. (30)
+            floor = (
+                highest - args.beta if args.floor == "max_minus_beta" else -args.beta * highest
+            )  # Eq. (30); READING 1
             floor_hits.append(((log_density.detach() < floor) & finite).float().mean())
-            log_density = restrict(log_density, floor, args.below_floor)  # Eq. (31)
+            log_density = restrict(log_density, floor, args.below_floor)  # Eq. (31); READING 2
         log_probs.append(log_density - squash_correction(u))  # Eq. (29)
         finite_rows.append(finite)
 
@@ -497,29 +499,31 @@ def historical_loss(
     values = torch.stack([x.detach() for x in log_probs])
     x_min = values.masked_fill(~finite, torch.inf).amin(1).nan_to_num(posinf=0.0)  # (N,) no gradient: READING 5
     shifted = torch.where(finite, values - x_min[:, None] + args.xi, 1.0)
+    # READING 6: maximum likelihood within bounds
     lam = fit_lambda(shifted, args.boxcox_low, args.boxcox_high, finite) if args.box_cox else torch.ones_like(x_min)
     losses = []
     for i, x in enumerate(log_probs):
-        if args.box_cox:
-            y = torch.where(finite[i], x - x_min[i] + args.xi, 1.0)
-            x = box_cox(y, lam[i], args.boxcox_scale) + x_min[i]  # Eq. (5), then X_min is added back: READING 5
+        if args.box_cox:  # without: -BC, Eq. (32)
+            y = torch.where(finite[i], x - x_min[i] + args.xi, 1.0)  # Eq. (5); READING 7
+            x = box_cox(y, lam[i], args.boxcox_scale) + x_min[i]  # Eq. (4), then X_min is added back: READING 5
         term = torch.where(finite[i], x * phi[i], 0.0).sum() / finite[i].sum().clamp(min=1)
-        losses.append(-args.credit_coef * term)  # Eq. (9), (10)
+        losses.append(-args.credit_coef * term)  # Eq. (9), (10); READING 12
     info = dict(boxcox_lambda=lam, log_prob_hist=torch.where(finite, values, 0.0).sum(1) / finite.sum(1).clamp(min=1))
     info |= dict(floor_hits=torch.stack(floor_hits) if floor_hits else torch.zeros_like(lam))
     return losses, info | dict(dropped_rows=(~finite).sum(1).float())
 
 
 class HistoricalCredit:
-    """The credit of one actor update. The Shapley values do not depend on the policies: computed once, for all agents."""
+    """The credit of one actor update. Shapley values do not depend on the policies: computed once, for all agents."""
 
     def __init__(self, critic, batch: Batch, policies, agent_of_slot: Tensor, generator: torch.Generator, args: Args):
         self.critic, self.batch, self.agent_of_slot, self.args = critic, batch, agent_of_slot, args
-        self.num_agents, self.phi, self.info, self.losses, ranks = len(policies), None, {}, [], None
+        self.num_agents, self.ranks = len(policies), None
+        self.losses: list[Tensor] = []
+        self.info: dict[str, Tensor] = {}
         if args.credit in ("his", "local") and args.shapley != "exact":
             size = len(batch.state), self.num_agents
-            ranks = draw_ranks(args.num_coalitions, *size, args.shapley, generator)  # C_k ~ Pr(C | N \ {i}), Eq. (8)
-        self.ranks = ranks
+            self.ranks = draw_ranks(args.num_coalitions, *size, args.shapley, generator)  # C_k of Eq. (8)
         if args.credit in ("his", "share") and args.credit_actions == "history":
             self.phi = self.credits(range(self.num_agents), batch.actions)  # (N, B)
             historical = batch.actions.clamp(-PRE_TANH_BOUND, PRE_TANH_BOUND)
@@ -551,18 +555,16 @@ class HistoricalCredit:
         return shapley_value_of(agent, self.critic, self.batch.state, actions, coalitions, *rest)
 
     def value(self, agent: int, actions: Tensor) -> Tensor:
-        """What the first actor term maximises: Q(s, a), or with --credit local the agent's Shapley value (READING 11)."""
-        return (
-            self.value_of(agent, actions)
-            if self.args.credit == "local"
-            else min_q(self.critic, self.batch.state, actions)
-        )
+        """What the first actor term maximises: Q(s, a), or with --credit local the Shapley value (READING 11)."""
+        if self.args.credit == "local":
+            return self.value_of(agent, actions)
+        return min_q(self.critic, self.batch.state, actions)
 
     def loss(self, agent: int, epoch: int, policy: tuple[Tensor, Tensor], sample: Sample, actions: Tensor) -> Tensor:
         """The second actor term; a scalar, 0 for the variants without one."""
         if self.args.credit not in ("his", "share"):
             return torch.zeros((), device=actions.device)
-        if self.args.credit_actions == "policy":  # -ACTION: the actions of the sequential update, READING 10
+        if self.args.credit_actions == "policy":  # -ACTION, Eq. (33): those of the sequential update; READING 10
             phi, pre_tanh = self.credits([agent], actions.detach()), [sample.pre_tanh.detach()]
         elif epoch == 0:
             return self.losses[agent]
@@ -580,7 +582,7 @@ def critic_target(
         samples = [sample_action(*actor(obs), generator) for actor, obs in zip(actors, batch.next_obs, strict=True)]
         log_prob = torch.stack([sample.log_prob for sample in samples]).sum(0)
         q = min_q(target_critic, batch.next_state, torch.cat([sample.action for sample in samples], dim=1))
-        return batch.reward + batch.discount * (q - alpha * log_prob)  # Eq. (11), (12)
+        return batch.reward + batch.discount * (q - alpha * log_prob)  # Eq. (11), (12); DEVIATION 4: n-step
 
 
 def update_critic(
@@ -621,9 +623,9 @@ def update_actors(
     log_probs = torch.stack([sample.log_prob.detach() for sample in samples])
     credit = HistoricalCredit(critic, batch, policies, agent_of_slot, streams.coalitions, args)
     metrics: dict[str, Tensor] = {}
-    order = torch.randperm(len(actors), generator=streams.agent_order).tolist()
+    order: list[int] = torch.randperm(len(actors), generator=streams.agent_order).tolist()
     for agent in order:
-        for epoch in range(args.mini_epochs):
+        for epoch in range(args.mini_epochs):  # e of Algorithm 1; READING 9
             if epoch > 0:
                 policies[agent] = actors[agent](batch.obs[agent])
                 samples[agent] = sample_action(*policies[agent], streams.policy)
@@ -644,7 +646,7 @@ def update_actors(
     for key, values in credit.info.items():
         prefix = "diag" if key == "dropped_rows" else "credit"
         metrics |= {f"{prefix}/{key}_{agent}": value for agent, value in enumerate(values)}
-    if diagnose and credit.phi is not None:
+    if diagnose and credit.losses and args.credit == "his" and args.marginal == "difference":
         metrics["credit/efficiency_gap"] = credit.efficiency_gap()
     return log_probs, metrics
 
@@ -682,8 +684,9 @@ def update_temperature(
 
 @torch.no_grad()
 def update_target(critic: TwinCritic, target_critic: TwinCritic, tau: float) -> None:
-    """Q' <- (1 - tau) Q' + tau Q"""
-    torch._foreach_lerp_(list(target_critic.parameters()), list(critic.parameters()), tau)
+    """Q' <- (1 - tau) Q' + tau Q, Algorithm 1 line 22 (DEVIATION 5: its rho is our 1 - tau)"""
+    for target, online in zip(target_critic.parameters(), critic.parameters(), strict=True):
+        target.lerp_(online, tau)
 
 
 class Learner:
@@ -694,7 +697,7 @@ class Learner:
         torch.manual_seed(streams.networks)
         sizes = args.hidden_sizes
         dims = zip(env.obs_dims, env.action_dims, strict=True)
-        self.actors = nn.ModuleList([Actor(obs_dim, action_dim, sizes) for obs_dim, action_dim in dims]).to(device)
+        self.actors = [Actor(obs_dim, action_dim, sizes).to(device) for obs_dim, action_dim in dims]
         self.critic = TwinCritic(env.state_dim, sum(env.action_dims), sizes).to(device)
         self.target_critic = TwinCritic(env.state_dim, sum(env.action_dims), sizes).to(device)
         self.target_critic.load_state_dict(self.critic.state_dict())
@@ -703,9 +706,7 @@ class Learner:
         self.log_alpha = torch.full((env.num_agents + 1,), start, device=device, requires_grad=args.auto_alpha)
         target_entropy = [-float(dim) for dim in env.action_dims]
         self.target_entropy = torch.tensor([*target_entropy, sum(target_entropy)], device=device)
-        self.agent_of_slot = torch.repeat_interleave(torch.arange(env.num_agents), torch.tensor(env.action_dims)).to(
-            device
-        )
+        self.agent_of_slot = torch.arange(env.num_agents).repeat_interleave(torch.tensor(env.action_dims)).to(device)
 
         self.actor_optimizers = [torch.optim.Adam(a.parameters(), lr=args.actor_lr, fused=True) for a in self.actors]
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_lr, fused=True)
@@ -748,7 +749,7 @@ class Learner:
             return [sample_action(*policy, self.streams.exploration).action.cpu().numpy() for policy in policies]
 
     def modules(self) -> dict[str, Any]:
-        named = dict(actors=self.actors, critic=self.critic, target_critic=self.target_critic)
+        named = dict(actors=nn.ModuleList(self.actors), critic=self.critic, target_critic=self.target_critic)
         named |= dict(critic_optimizer=self.critic_optimizer, alpha_optimizer=self.alpha_optimizer)
         return named | {f"actor_optimizer_{i}": optimizer for i, optimizer in enumerate(self.actor_optimizers)}
 
@@ -773,7 +774,7 @@ def evaluate(
     on_step: Callable[[int, int], None] = lambda episode, step: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns and lengths (episodes,) of an equal number of deterministic episodes from each environment.
+    """Returns and lengths (episodes,) of an equal number of deterministic episodes from each environment (DEVIATION 7).
 
     Taking the first episodes that end, whichever environment they come from, would favour short ones. `on_step` is told
     episode and step of environment 0 before each step. None when `stopped()`.
@@ -829,7 +830,7 @@ class Run:
 
     def state_dict(self, full: bool = True) -> dict[str, Any]:
         saved = dict(args=asdict(self.args), progress=asdict(self.progress), learner=self.learner.state_dict())
-        saved["streams"] = self.streams.state_dict()
+        saved |= dict(streams=self.streams.state_dict(), device=self.device.type)
         if full:
             saved |= dict(buffer=self.buffer.state_dict(), env=self.env.get_state(), obs=self.obs, state=self.state)
             saved |= dict(
@@ -865,7 +866,8 @@ class Run:
         about["eval_return_mean"] = repr(self.progress.best_return)
         try:
             checkpoint.save(folder / "checkpoints", "best.pt", self.state_dict(full=False))
-            checkpoint.save_policy(folder / "checkpoints/policy.safetensors", self.learner.actors.state_dict(), about)
+            tensors = nn.ModuleList(self.learner.actors).state_dict()
+            checkpoint.save_policy(folder / "checkpoints/policy.safetensors", tensors, about)
         except OSError as error:
             log.message(f"could not save the best policy ({error.strerror or error}): the run goes on")
 
@@ -876,34 +878,16 @@ def restore(run: Run, folder: Path) -> dict[str, Any]:
         print(f"{folder} has no checkpoint yet: starting from the beginning")
         return {"global_step": 0, "wall_s": 0.0, "metrics.jsonl": 0, "eval.csv": 0}
     path, saved = checkpoint.load_newest(folder / "checkpoints")
+    if saved["device"] != run.device.type:  # the states of the random generators do not carry over
+        raise cli.UsageError(
+            f"--device {run.device.type}: {path} was made on {saved['device']} and continues there only"
+        )
     print(f"continuing from {path}")
     run.load_state_dict(saved)
     return saved["log"]
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
-def pick_device(args: Args) -> torch.device:
-    torch.set_num_threads(args.torch_threads)
-    torch.set_float32_matmul_precision(args.matmul_precision)
-    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    if args.compile and not cuda:
-        print("--compile: ignored on a CPU, where compiled updates are no faster than eager ones")
-    return torch.device("cuda" if cuda else "cpu")
-
-
-def check_memory(args: Args, device: torch.device) -> None:
-    """State the size of the full replay buffer; refuse one that the machine cannot hold."""
-    rows = args.buffer_size // args.num_envs * args.num_envs
-    gib = 4 * rows * sum(ReplayBuffer.row_widths(make_env(args, 1)).values()) / 2**30
-    machine = cli.memory_bytes(device.type) / 2**30
-    if gib > machine:
-        raise cli.UsageError(
-            f"--buffer-size {args.buffer_size}: the full replay buffer takes {gib:.1f} GiB and this machine's "
-            f"{device.type} memory is {machine:.1f} GiB; {int(args.buffer_size * 0.8 * machine / gib)} would fit"
-        )
-    print(f"replay buffer: {gib:.2f} GiB when full ({rows} transitions) of {machine:.1f} GiB; it grows with use")
-
-
 def act_and_store(run: Run) -> None:
     """One step of all environments: act, step, store; every `train_interval` steps updates fall due."""
     args, progress = run.args, run.progress
@@ -1002,20 +986,18 @@ def evaluate_run(args: Args) -> int:
     """`--evaluate RUN_FOLDER`: print the returns of the best policy of a run."""
     folder = Path(args.evaluate)
     tensors, about = checkpoint.load_policy(folder / "checkpoints/policy.safetensors")
-    device = pick_device(args)
+    device = pick_device(args.device, args.torch_threads, args.matmul_precision)
     env = make_env(args, min(args.eval_envs, args.eval_episodes))
     streams = Streams(args.seed, device)
     learner = Learner(env, streams, args, device)
-    learner.actors.load_state_dict(tensors)
+    nn.ModuleList(learner.actors).load_state_dict(tensors)
     recorder = EpisodeRecorder(env, args.capture_video, print)
     result = evaluate(learner, env, streams.evaluation, args.eval_episodes, device, recorder.observe)
     assert result is not None
     returns, lengths = result
     for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
         print(f"episode {episode}: return {value:.2f}, length {length}")
-    print(
-        f"{about['scenario']}, policy of step {about['global_step']}: return {returns.mean():.2f} +- {returns.std():.2f}"
-    )
+    print(f"policy of step {about['global_step']}: mean return {returns.mean():.2f}, std {returns.std():.2f}")
     recorder.write(folder / f"videos/evaluate_{about['global_step']}.mp4")
     env.close()
     return 0
@@ -1029,8 +1011,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_args(args)
         if args.evaluate:
             return evaluate_run(args)
-        device = pick_device(args)
-        check_memory(args, device)
+        device = pick_device(args.device, args.torch_threads, args.matmul_precision, args.compile)
+        rows = args.buffer_size // args.num_envs * args.num_envs
+        check_replay_memory(rows, 4 * sum(ReplayBuffer.row_widths(make_env(args, 1)).values()), device)
         config = runlog.describe(asdict(args), sys.argv if argv is None else [f"{SCRIPT}.py", *argv])
         run, offsets = Run(args, device), None
         if args.resume:
@@ -1038,7 +1021,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             offsets = restore(run, folder)
             runlog.record_resumption(folder, config)
         else:
-            folder = runlog.run_folder(args.runs_dir, SCRIPT, args.scenario, args.seed, args.run_name)
+            mode = [] if args.obs_mode == "full" else [f"local{args.obs_neighbors}"]
+            suffix = "-".join([*mode, *args.run_name.split()])
+            folder = runlog.run_folder(args.runs_dir, SCRIPT, args.scenario, args.seed, suffix)
             runlog.create(folder, config)
         log = runlog.RunLog(folder, args.total_timesteps, offsets=offsets, track=args.track, config=config)
         log.message(f"run folder: {folder}, starting at step {run.progress.global_step}")

@@ -6,7 +6,6 @@ still opens it.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -86,13 +85,14 @@ class AppendFile:
     def write(self, text: str) -> None:
         """Append `text` whole, or raise OSError."""
         data = text.encode()
+        written = 0
         try:
-            if self._file.write(data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while written < len(data):  # a write may be short; the next one then says why
+                written += self._file.write(data[written:])
         except OSError:
             self._file.truncate(self.size)
             raise
-        self.size += len(data)
+        self.size += written
 
     def sync(self) -> None:
         """Force what was written onto the disk."""

@@ -23,8 +23,6 @@ from tqdm import tqdm
 from common.checkpoint import AppendFile, atomic_write
 from common.cli import UsageError
 
-Phase = Literal["warm-up", "training", "evaluating", "saving"]
-
 _PACKAGES = (
     *("torch", "numpy", "scipy", "mujoco", "gymnasium", "isaacgym"),
     *("tyro", "tensorboard", "tqdm", "safetensors", "imageio", "imageio-ffmpeg", "wandb"),
@@ -105,13 +103,11 @@ class RunLog:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         start = offsets or {"global_step": 0, "wall_s": 0.0, "metrics.jsonl": None, "eval.csv": None}
-        self.folder = folder
-        self.total_steps = total_steps
+        self.folder, self.total_steps = folder, total_steps
         self.global_step: int = start["global_step"]
         self._started = time.monotonic() - start["wall_s"]
         self._rate_origin = (self.global_step, time.monotonic())
-        self._phase: Phase | None = None
-        self._trained = False
+        self._phase, self._trained = "", False
         self._last_evaluation = ""
         self._warned: set[str] = set()
         (folder / "finished.json").unlink(missing_ok=True)
@@ -119,10 +115,9 @@ class RunLog:
         self._evaluations = AppendFile(folder / "eval.csv", start["eval.csv"])
         # Step global_step itself was logged before its checkpoint; TensorBoard hides from purge_step on.
         purge_step = self.global_step + 1 if offsets else None
-        self._tensorboard: SummaryWriter | None = SummaryWriter(str(folder), purge_step=purge_step)
+        self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
         self._wandb = _start_wandb(folder, dict(config or {}), self.message) if track else None
-        # disable=None: off where stderr is no terminal
-        bar = {"unit": "step", "smoothing": 0.05, "dynamic_ncols": True, "disable": None}
+        bar = {"unit": "step", "smoothing": 0.05, "dynamic_ncols": True, "disable": None}  # None: off without terminal
         self._bar = tqdm(total=total_steps, initial=self.global_step, **bar)
 
     @property
@@ -137,11 +132,8 @@ class RunLog:
         record = {"global_step": global_step, "update_step": update_step, "wall_s": round(self.wall_s, 3)}
         record |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         self._attempt("metrics.jsonl", lambda: self._metrics.write(json.dumps(record) + "\n"))
-        if (board := self._tensorboard) is not None and not self._attempt(
-            "TensorBoard events (off for the rest of this session)",
-            lambda: [board.add_scalar(key, value, global_step) for key, value in numbers.items()],
-        ):
-            self._tensorboard = None
+        add = self._tensorboard.add_scalar
+        self._attempt("TensorBoard events", lambda: [add(key, number, global_step) for key, number in numbers.items()])
         if self._wandb is not None:
             self._wandb.log(numbers, step=global_step)
 
@@ -160,7 +152,7 @@ class RunLog:
                 f"  return {self._last_evaluation}  {rate:.0f} steps/s  ETA {eta}"
             )
 
-    def progress(self, global_step: int, phase: Phase) -> None:
+    def progress(self, global_step: int, phase: Literal["warm-up", "training", "evaluating", "saving"]) -> None:
         """Move the bar. Steps/s and ETA count this session's training steps, once the faster warm-up is over."""
         self.global_step = global_step
         if phase == "training" and not self._trained:
@@ -195,9 +187,7 @@ class RunLog:
         self._bar.close()
         self._metrics.close()
         self._evaluations.close()
-        if self._tensorboard is not None:
-            self._attempt("TensorBoard events", self._tensorboard.close)
-            self._tensorboard = None
+        self._attempt("TensorBoard events", self._tensorboard.close)
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
@@ -229,14 +219,12 @@ def _start_wandb(folder: Path, config: dict[str, Any], message: Callable[[str], 
     """A wandb run, or None with one line that says why; tracking is never a reason not to train."""
     try:
         import wandb  # pyright: ignore[reportMissingImports]
+
+        return wandb.init(project="his", name="/".join(folder.parts[-3:]), dir=str(folder), config=config)
     except ImportError:
         message("--track needs wandb: pip install wandb")
-        return None
-    try:
-        return wandb.init(project="his", name="/".join(folder.parts[-3:]), dir=str(folder), config=config)
     except Exception as error:
         message(f"--track: wandb does not start ({' '.join(str(error).split())}); the run goes on without")
-        return None
 
 
 def _git_commit() -> str:

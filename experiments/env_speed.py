@@ -15,7 +15,7 @@ import time
 import mujoco
 import numpy as np
 
-from common.mujoco import SCENARIOS, MAMuJoCoVecEnv
+from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
 
 
 def bare_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:

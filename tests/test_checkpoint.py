@@ -1,5 +1,7 @@
 """Checkpoints under real faults: SIGKILL inside the save, damage of every kind, a full disk."""
 
+import errno
+import io
 import os
 import random
 import re
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -257,6 +260,24 @@ def test_full_disk_keeps_what_was_there(folder: Path) -> None:
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after.pop("step_3.pt") and after == before
     assert checkpoint.load_newest(folder)[1]["step"] == 3
+
+
+def test_disk_that_is_full_for_a_moment_publishes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FullOnce(io.FileIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            if self.writes == 5:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "open", FullOnce, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(folder, "step_2.pt", {"step": 2, "weights": torch.zeros(1000)})
+    monkeypatch.undo()
+    assert sorted(path.name for path in folder.iterdir()) == ["step_1.pt", "step_2.pt"]
+    assert checkpoint.load_newest(folder, warn=pytest.fail)[1]["weights"][0] == 2
 
 
 # ---- prune

@@ -1,5 +1,6 @@
 """The run folder and its records: refusal, exact continuation after a kill, a full disk, what the user sees."""
 
+import contextlib
 import csv
 import json
 import os
@@ -7,6 +8,8 @@ import pty
 import re
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +145,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_resume_cuts_off_what_came_after_the_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_cuts_off_what_came_after_the_checkpoint(folder: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", KILLED_RUN, str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     assert [record["global_step"] for record in records(folder)] == [10, 20, 30, 40] and len(evaluations(folder)) == 4
     offsets = json.loads((folder / "offsets.json").read_text())
     assert offsets["global_step"] == 20
     offsets["wall_s"] += 1000
+    time.sleep(1.1)  # TensorBoard orders its files by the second in their names
 
     log = runlog.RunLog(folder, 100, offsets=offsets)
     log.log(30, 30, {"losses/critic": 30})
@@ -180,7 +184,7 @@ def test_resume_never_pads_a_file_that_got_shorter(folder: Path) -> None:
 
 
 FULL_DISK_RUN = """
-import resource, signal, sys
+import contextlib, resource, signal, sys
 from pathlib import Path
 from common import runlog
 folder = Path(sys.argv[1])
@@ -193,7 +197,8 @@ for step in range(1, 101):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     log.log(step, step, {"losses/critic": step})
     if step == 50:
-        log._tensorboard.flush() if log._tensorboard else None
+        with contextlib.suppress(OSError):
+            log._tensorboard.flush()  # or its thread would meet the full disk only at the end
 log.offsets()
 log.finish()
 log.close()
@@ -205,7 +210,8 @@ def test_full_disk_costs_records_not_the_run(folder: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK_RUN, str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.endswith("the run ended well\n"), done.stderr
-    assert done.stdout.count("warning: cannot write metrics.jsonl: File too large; the run goes on") == 1
+    for name in ("metrics.jsonl", "TensorBoard events"):
+        assert done.stdout.count(f"warning: cannot write {name}: File too large; the run goes on") == 1
     steps = [record["global_step"] for record in records(folder)]  # no torn line: each one parses
     assert steps[:11] == list(range(1, 12)) and steps[-10:] == list(range(91, 101)) and len(steps) < 60
 
@@ -237,17 +243,22 @@ def test_without_terminal_one_line_per_evaluation(folder: Path) -> None:
     assert done.returncode == 0 and done.stderr == ""
     message, evaluation = done.stdout.splitlines()
     assert message == "a message"
-    match = re.fullmatch(r"step 600/1000 \(60.0 %\)  return 15.0 \+- 5.0  (\d+) steps/s  ETA 00:0(\d)", evaluation)
-    # 100 training steps in a second, 400 to go: neither the warm-up nor the sessions before count.
-    assert match and 60 <= int(match[1]) <= 100 and 4 <= int(match[2]) <= 7
+    match = re.fullmatch(r"step 600/1000 \(60.0 %\)  return 15.0 \+- 5.0  (\d+) steps/s  ETA 00:(\d\d)", evaluation)
+    # 100 training steps in one second (or a few, on a busy machine), 400 to go; with the warm-up it would be 200 in
+    # the same time, with the sessions before almost nothing.
+    assert match and 10 <= int(match[1]) <= 100 and abs(int(match[2]) - 400 / int(match[1])) < 2
 
 
 def test_terminal_shows_a_bar(folder: Path) -> None:
     terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 120))
     command = [sys.executable, "-c", SHOWN_RUN, str(folder)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
     os.close(stderr)
-    shown = os.read(terminal, 1 << 20).decode()
+    shown = ""
+    with contextlib.suppress(OSError):  # how a pseudo-terminal says that it is at its end
+        while piece := os.read(terminal, 1 << 16).decode():
+            shown += piece
     os.close(terminal)
     assert done.returncode == 0 and done.stdout == "a message\n"
     for part in ("warm-up", "training", "evaluating", "saving", "600/1000", "step/s", "eval 15.0 +- 5.0", "<00:"):

@@ -1,4 +1,4 @@
-"""`common.mujoco` against the originals: Gymnasium's robots, Gymnasium-Robotics' local observations, HARL's formula."""
+"""`common.mamujoco` against the originals: Gymnasium's robots, Gymnasium-Robotics' local views, HARL's formula."""
 
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's compiled modules carry no type information)
@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import mujoco as mamujoco
-from common.mujoco import SCENARIOS, MAMuJoCoVecEnv
+from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
 from common.vecenv import NonFiniteError, RenderError, StepResult
 
 BODIES = ("Ant-4x2", "Walker2d-2x3", "HalfCheetah-6x1", "ManyAgentSwimmer-10x2")
@@ -338,17 +337,17 @@ def test_saved_state_continues_bit_exactly(scenario: str, obs_mode: str) -> None
         env.step(random_actions(env, rng))
     saved, raw = env.get_state(), env.raw_state
     steps = [random_actions(env, rng) for _ in range(60)]
-    expected, raw_end = [env.step(actions) for actions in steps], env.raw_state
-    assert any((r.terminated | r.truncated).any() for r in expected)
+    expected = [(env.step(actions), env.raw_state) for actions in steps]  # raw: float32 hides the last bits
+    assert any((result.terminated | result.truncated).any() for result, _ in expected)
 
     fresh, reseeded = make(), make()
     reseeded.reset(99)
     for copy, state in ((fresh, saved), (env, saved), (reseeded, through_torch(saved))):
         copy.set_state(state)
         np.testing.assert_array_equal(copy.raw_state, raw)
-        for actions, result in zip(steps, expected, strict=True):
+        for actions, (result, raw_after) in zip(steps, expected, strict=True):
             assert_same(copy.step(actions), result)
-        np.testing.assert_array_equal(copy.raw_state, raw_end)  # float64: shows what the cast to float32 may hide
+            np.testing.assert_array_equal(copy.raw_state, raw_after)
 
 
 def test_saved_state_is_a_snapshot() -> None:
@@ -460,12 +459,12 @@ def test_render_shows_the_robot_and_changes_nothing(scenario: str) -> None:
 
 def test_render_error_is_one_line_and_the_users_backend_is_kept() -> None:
     code = (
-        "import os; from common.mujoco import MAMuJoCoVecEnv; from common.vecenv import RenderError\n"
+        "import os; from common.mamujoco import MAMuJoCoVecEnv; from common.vecenv import RenderError\n"
         "env = MAMuJoCoVecEnv('HalfCheetah-2x3', 1); env.reset(0)\n"
         "try: env.render()\n"
         "except RenderError as error: print(error)\n"
     )
-    root = Path(mamujoco.__file__).parents[1]
+    root = Path(__file__).parents[1]
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "MUJOCO_GL": "disabled"},

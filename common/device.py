@@ -1,0 +1,33 @@
+"""Which device to train on, how it multiplies matrices, and whether the replay buffer fits its memory."""
+
+import torch
+
+from common.cli import UsageError, memory_bytes
+
+
+def pick_device(name: str, threads: int, matmul_precision: str, compile_requested: bool = False) -> torch.device:
+    """Set up torch and return the device for `auto`, `cpu` or `cuda`; UsageError where CUDA is asked for and missing.
+
+    `matmul_precision` is that of `torch.set_float32_matmul_precision`; `threads` counts CPU threads.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul_precision)
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if compile_requested and device.type == "cpu":
+        print("--compile: ignored on a CPU, where compiled updates were measured to be no faster than eager ones")
+    return device
+
+
+def check_replay_memory(transitions: int, bytes_each: int, device: torch.device) -> None:
+    """State what the full replay buffer takes; UsageError when the device has less memory than that."""
+    needed, available = transitions * bytes_each / 2**30, memory_bytes(device.type) / 2**30
+    if needed > available:
+        raise UsageError(
+            f"--buffer-size {transitions}: the full replay buffer takes {needed:.1f} GiB and this machine's "
+            f"{device.type} memory is {available:.1f} GiB; {int(0.8 * transitions * available / needed)} would fit"
+        )
+    print(
+        f"replay buffer: {needed:.2f} GiB when full ({transitions} transitions) of {available:.1f} GiB; grows with use"
+    )
