@@ -11,6 +11,7 @@ docs/paper_notes.md. Shapes: B batch, E environments, N agents, S state, O_i obs
 M coalitions a state, K n-step window.
 """
 
+import contextlib
 import math
 import sys
 import time
@@ -57,7 +58,7 @@ class Args:
     torch_threads: int = 1
     """CPU threads of torch"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """torch.set_float32_matmul_precision: medium is faster on AMD CPUs, may round to bf16 on Intel AMX, TF32 on CUDA"""
+    """of torch.set_float32_matmul_precision: medium can be faster on AMD CPUs; it may round (bf16: AMX, TF32: CUDA)"""
     compile: bool = False
     """torch.compile the networks (CUDA only)"""
     eval_every: int = 10_000
@@ -582,7 +583,7 @@ def critic_target(
         samples = [sample_action(*actor(obs), generator) for actor, obs in zip(actors, batch.next_obs, strict=True)]
         log_prob = torch.stack([sample.log_prob for sample in samples]).sum(0)
         q = min_q(target_critic, batch.next_state, torch.cat([sample.action for sample in samples], dim=1))
-        return batch.reward + batch.discount * (q - alpha * log_prob)  # Eq. (11), (12); DEVIATION 4: n-step
+        return batch.reward + batch.discount * (q - alpha * log_prob)  # Eq. (11), Eq. (12); DEVIATION 4: n-step
 
 
 def update_critic(
@@ -789,6 +790,7 @@ def evaluate(
             return None
         on_step(len(returns[0]), int(steps[0]))
         result = env.step(learner.act(to_tensors(obs, device), deterministic=True))
+        check_finite("reward in an evaluation", [result.reward])
         obs = result.obs
         running, steps = running + result.reward, steps + 1
         for i in np.flatnonzero(result.terminated | result.truncated):
@@ -824,6 +826,7 @@ class Run:
         self.obs, self.state = self.env.reset(self.streams.environment)
         self.episode_return, self.episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
         self.finished: list[list[float]] = []  # [return, length] of the episodes that ended since the last log line
+        self.metrics: dict[str, Tensor] = {}  # the newest value of each since the last log line
 
     def due(self, every: int, last: int) -> bool:
         return self.progress.global_step // every > last // every
@@ -833,9 +836,8 @@ class Run:
         saved |= dict(streams=self.streams.state_dict(), device=self.device.type)
         if full:
             saved |= dict(buffer=self.buffer.state_dict(), env=self.env.get_state(), obs=self.obs, state=self.state)
-            saved |= dict(
-                episode_return=self.episode_return, episode_length=self.episode_length, finished=self.finished
-            )
+            saved |= dict(episode_return=self.episode_return, episode_length=self.episode_length)
+            saved |= dict(finished=self.finished, metrics=self.metrics)
         return saved
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -843,9 +845,9 @@ class Run:
         for name in ("learner", "streams", "buffer"):
             getattr(self, name).load_state_dict(saved[name])
         self.env.set_state(saved["env"])
-        self.obs, self.state = [np.array(o) for o in saved["obs"]], np.array(saved["state"])
-        self.episode_return, self.episode_length = (np.array(saved[f"episode_{key}"]) for key in ("return", "length"))
-        self.finished = saved["finished"]
+        self.obs, self.state = [o.numpy() for o in saved["obs"]], saved["state"].numpy()
+        self.episode_return, self.episode_length = (saved[f"episode_{key}"].numpy() for key in ("return", "length"))
+        self.finished, self.metrics = saved["finished"], saved["metrics"]
 
     def save(self, folder: Path, log: runlog.RunLog) -> None:
         """Write checkpoints/step_<n>.pt and drop older ones; a full disk costs this checkpoint, not the run."""
@@ -903,6 +905,7 @@ def act_and_store(run: Run) -> None:
     step = run.env.step(actions)
     progress.global_step += args.num_envs
     check_finite("observation", step.final_obs)
+    check_finite("state", [step.final_state])
     check_finite("reward", [step.reward])
     ends = (step.terminated, step.truncated)
     run.buffer.add(run.obs, run.state, actions, step.reward, step.final_obs, step.final_state, *ends)
@@ -941,7 +944,7 @@ def train(run: Run, folder: Path, log: runlog.RunLog) -> int:
     A signal is heeded after every update, environment step and evaluation step. What it cuts short is still due when
     the run is continued, so a continued run does exactly what an undisturbed one does.
     """
-    args, progress, metrics = run.args, run.progress, {}
+    args, progress = run.args, run.progress
     eval_env = make_env(args, min(args.eval_envs, args.eval_episodes))
     recorder = EpisodeRecorder(eval_env, args.capture_video, log.message)
     clock = (time.monotonic(), progress.global_step, run.learner.update_step)
@@ -950,15 +953,15 @@ def train(run: Run, folder: Path, log: runlog.RunLog) -> int:
             log_due = run.due(args.log_every, progress.last_log) and progress.vector_step % args.train_interval == 0
             while progress.pending_updates and not stop.received:
                 diagnose = log_due and progress.pending_updates <= args.policy_frequency
-                metrics |= run.learner.update(run.buffer, diagnose)
+                run.metrics |= run.learner.update(run.buffer, diagnose)
                 progress.pending_updates -= 1
             done = progress.global_step >= args.total_timesteps
             if not progress.pending_updates:
                 if log_due:
                     charts, clock = rates(run, clock)
-                    values = {key: float(value) for key, value in (charts | metrics).items()}
+                    values = {key: float(value) for key, value in (charts | run.metrics).items()}
                     log.log(progress.global_step, run.learner.update_step, values)
-                    run.finished, progress.last_log = [], progress.global_step
+                    run.finished, run.metrics, progress.last_log = [], {}, progress.global_step
                 if run.due(args.eval_every, progress.last_eval) or (done and progress.last_eval < progress.global_step):
                     evaluate_and_record(run, recorder, folder, log, lambda: stop.received)
             if stop.received or done or run.due(args.save_every, progress.last_save):
@@ -1031,12 +1034,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (cli.UsageError, checkpoint.CheckpointError) as error:
         cli.fail(f"{SCRIPT}.py", str(error))
     except NonFiniteError as error:
-        assert run is not None and folder is not None
-        where = f"global_step {run.progress.global_step}, update_step {run.learner.update_step}"
-        print(f"{SCRIPT}.py: stopped at {where}: {error}; the checkpoints are untouched", file=sys.stderr)
-        if run.learner.batch is not None:  # the transitions of the update, to look into
-            checkpoint.save(folder, "nonfinite_batch.pt", run.learner.batch._asdict())
+        step = f" at global_step {run.progress.global_step}, update_step {run.learner.update_step}" if run else ""
+        print(f"{SCRIPT}.py: stopped{step}: {error}; the checkpoints are untouched", file=sys.stderr)
+        if run is not None and folder is not None and run.learner.batch is not None:
+            with contextlib.suppress(OSError):  # the transitions of the last update, to look into
+                checkpoint.save(folder, "nonfinite_batch.pt", run.learner.batch._asdict())
         return 3
+    except KeyboardInterrupt:  # before there is anything to save
+        return 130
     finally:
         if log is not None:
             log.close()

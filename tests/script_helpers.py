@@ -149,10 +149,12 @@ def training_state(path: Path) -> dict[str, Any]:
 
 
 def steady(saved: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without what differs between a run and its continuation: folder, command line, time taken."""
+    """A checkpoint without what differs between a run and its continuation: command line, time taken, last save."""
     saved = {key: value for key, value in saved.items() if key != "log"}
-    incidental = ("resume", "runs_dir", "total_timesteps")
-    return saved | {"args": {key: value for key, value in saved["args"].items() if key not in incidental}}
+    incidental = ("resume", "runs_dir", "total_timesteps", "last_save")
+    for part in ("args", "progress"):
+        saved[part] = {key: value for key, value in saved[part].items() if key not in incidental}
+    return saved
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -170,18 +172,27 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert differences(policy, other_policy) == []
 
 
-def on_env_step(monkeypatch: pytest.MonkeyPatch, num_envs: int, at: int, act: Callable[[], object]) -> None:
-    """Call `act` just before step `at` (from 1) of the environments that come `num_envs` together."""
-    original, count = H.MAMuJoCoVecEnv.step, 0
+def on_env_step(
+    monkeypatch: pytest.MonkeyPatch, num_envs: int, at: int, act: Callable[[], object], reset: int = 1
+) -> None:
+    """Call `act` before step `at` after reset number `reset` (both from 1) of the environments of that `num_envs`."""
+    original_reset, original_step, resets, steps = H.MAMuJoCoVecEnv.reset, H.MAMuJoCoVecEnv.step, 0, 0
+
+    def count_resets(self: Any, seed: int) -> Any:
+        nonlocal resets, steps
+        if self.num_envs == num_envs:
+            resets, steps = resets + 1, 0
+        return original_reset(self, seed)
 
     def step(self: Any, actions: Any) -> Any:
-        nonlocal count
+        nonlocal steps
         if self.num_envs == num_envs:
-            count += 1
-            if count == at:
+            steps += 1
+            if (resets, steps) == (reset, at):
                 act()
-        return original(self, actions)
+        return original_step(self, actions)
 
+    monkeypatch.setattr(H.MAMuJoCoVecEnv, "reset", count_resets)
     monkeypatch.setattr(H.MAMuJoCoVecEnv, "step", step)
 
 

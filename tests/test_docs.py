@@ -26,7 +26,7 @@ def comments() -> str:
 
 
 def names_in_script() -> set[str]:
-    """Functions and classes of the script, methods and constants as Class.method and CONSTANT."""
+    """Functions, classes and methods (as Class.method) of the script."""
     names: set[str] = set()
     for node in ast.parse(SOURCE).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -107,11 +107,16 @@ def test_the_readme_leads_from_each_equation_to_a_function_that_exists() -> None
     led_to_script = 0
     for row in rows:
         names = [name.removesuffix("()") for name in re.findall(r"`([A-Za-z_][\w.]*(?:\(\))?)`", row)]
-        assert names, f"no function in {row}"
+        flags = re.findall(r"`(--[a-z][a-z0-9-]*)", row)
+        assert names or flags, f"no function and no flag in {row}"
         assert [name for name in names if name not in known] == [], row
+        assert set(flags) <= flags_of_script(), row
         led_to_script += any(name in names_in_script() for name in names)
     assert led_to_script >= 5
-    tagged = {int(n) for row in rows for n in re.findall(r"\b\d+\b", row.split("|")[1])}
+    spans = [
+        match for row in rows for match in re.findall(r"\((\d+)\)(?:\s*(?:-|–|to)\s*\((\d+)\))?", row.split("|")[1])
+    ]
+    tagged = {n for first, last in spans for n in range(int(first), int(last or first) + 1)}
     assert set(EQUATIONS) - tagged == set()
 
 

@@ -70,14 +70,11 @@ def test_sampled_log_prob_equals_the_float64_reference(mean: float, log_std: flo
 def test_density_of_the_action_integrates_to_one(mean: float, log_std: float) -> None:
     u = torch.linspace(-18, 18, 40_001, dtype=torch.float64)[:, None]
     log_density = hm.gaussian_log_prob(u, torch.full_like(u, mean), torch.full_like(u, log_std))
-    density = torch.exp(log_density - hm.squash_correction(u)).numpy()
-    # Simpson's rule over the action; da is d tanh(u), computed without cancellation at the ends
-    da = np.exp(log_det_tanh(u[:, 0].numpy()))
-    inner = np.abs(u[:, 0].numpy()) < 9  # where tanh still resolves neighbouring nodes
-    trapezoid = np.trapezoid(density[inner], np.tanh(u[inner, 0].numpy()))
+    density, nodes = torch.exp(log_density - hm.squash_correction(u)).numpy(), u[:, 0].numpy()
+    inner = np.abs(nodes) < 9  # where tanh still resolves neighbouring nodes; the rest of the mass is the tails'
+    mass = np.trapezoid(density[inner], np.tanh(nodes[inner]))
     tails = stats.norm.cdf(-9, mean, math.exp(log_std)) + stats.norm.sf(9, mean, math.exp(log_std))
-    assert trapezoid + tails == pytest.approx(1, abs=1e-3)
-    assert np.trapezoid(density * da, u[:, 0].numpy()) == pytest.approx(1, abs=1e-3)
+    assert mass + tails == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("mean", [-1e4, -20.0, 0.0, 20.0, 1e4])
@@ -242,7 +239,7 @@ def naive_constants(mean: np.ndarray, log_std: np.ndarray, u: np.ndarray, args: 
     constants["x_min"] = x.min()
     y = x - x.min() + args.xi
     bounds = (args.boxcox_low, args.boxcox_high)
-    found = optimize.minimize_scalar(
+    found: Any = optimize.minimize_scalar(
         lambda lam: -stats.boxcox_llf(lam, y), bounds=bounds, method="bounded", options={"xatol": 1e-10}
     )
     constants["lam"] = min([*bounds, float(found.x)], key=lambda lam: -stats.boxcox_llf(lam, y))
@@ -266,7 +263,7 @@ def naive_x(mean: np.ndarray, log_std: np.ndarray, u: np.ndarray, constants: dic
             f = floor + math.exp(f) - math.exp(floor)
         else:  # READING 2: the exponents are capped
             f = floor + math.exp(f - floor) - 1
-    return f - correction
+    return float(f - correction)
 
 
 def naive_loss(
@@ -300,7 +297,9 @@ def test_historical_loss_equals_its_transcription(floor: Any, below_floor: Any, 
         constants = naive_constants(mean, log_std, u, args)
         if args.box_cox:
             assert float(info["boxcox_lambda"][i]) == pytest.approx(constants["lam"], abs=1e-5)
-        assert float(losses[i]) == pytest.approx(naive_loss(mean, log_std, u, phi[i], constants, args), abs=1e-6)
+        assert float(losses[i].detach()) == pytest.approx(
+            naive_loss(mean, log_std, u, phi[i], constants, args), abs=1e-6
+        )
         gradients = torch.autograd.grad(losses[i], leaves[i])
         for which, gradient in enumerate(gradients):
             for b, j in [(0, 0), (5, dims_of(u) - 1), (11, 0), (23, dims_of(u) - 1), extreme_row(mean, log_std, u)]:

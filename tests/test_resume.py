@@ -20,6 +20,7 @@ from script_helpers import (
     on_env_step,
     on_update,
     script,
+    steady_metrics,
     step_files,
     train,
     training_state,
@@ -107,7 +108,8 @@ def undergo(signum: int, moment: str, at: int, tmp_path: Path, monkeypatch: pyte
         if moment == "update":
             on_update(patch, at, lambda learner, buffer: signal_self(signum))
         else:
-            on_env_step(patch, {"rollout": 4, "evaluation": 2}[moment], at, lambda: signal_self(signum))
+            num_envs, reset = {"rollout": (4, 1), "first evaluation": (2, 1), "last evaluation": (2, 4)}[moment]
+            on_env_step(patch, num_envs, at, lambda: signal_self(signum), reset)
         assert H.main(command(tmp_path)) == 128 + signum
     return folder_of(tmp_path)
 
@@ -116,12 +118,12 @@ def undergo(signum: int, moment: str, at: int, tmp_path: Path, monkeypatch: pyte
     ("signum", "moment", "at", "global_step", "update_step"),
     [
         pytest.param(signal.SIGTERM, "rollout", 20, 80, 0, id="warm-up"),
-        pytest.param(signal.SIGTERM, "rollout", 103, 412, 50, id="rollout"),
+        pytest.param(signal.SIGTERM, "rollout", 119, 476, 65, id="rollout"),
         pytest.param(signal.SIGTERM, "update", 22, 300, 22, id="update-22"),
         # Update 25 alone is left of the round: it changes no actor, whose metrics the line at step 300 holds.
         pytest.param(signal.SIGINT, "update", 24, 300, 24, id="update-24"),
-        pytest.param(signal.SIGINT, "evaluation", 3, 200, 0, id="evaluation-before-training"),
-        pytest.param(signal.SIGTERM, "evaluation", 75, 800, 150, id="last-evaluation"),
+        pytest.param(signal.SIGINT, "first evaluation", 3, 200, 0, id="first-evaluation"),
+        pytest.param(signal.SIGTERM, "last evaluation", 5, 800, 150, id="last-evaluation"),
     ],
 )
 def test_a_signal_saves_and_the_continued_run_is_the_undisturbed_one(
@@ -137,6 +139,8 @@ def test_a_signal_saves_and_the_continued_run_is_the_undisturbed_one(
     folder = undergo(signum, moment, at, tmp_path, monkeypatch)
     saved = checkpoint.load(step_files(folder)[-1])
     assert (saved["progress"]["global_step"], saved["learner"]["update_step"]) == (global_step, update_step)
+    if global_step == 476:
+        assert saved["finished"], "no episode ended since the last log line: nothing tests that they are kept"
     assert not (folder / "finished.json").exists()
     assert H.main(["--resume", str(folder)]) == 0
     assert_same_run(folder, undisturbed)
@@ -148,8 +152,9 @@ def test_metrics_survive_where_a_round_is_shorter_than_the_actors_period(tmp_pat
     reference = train(tmp_path / "reference", **short, total_timesteps=200)
     folder = train(tmp_path / "continued", **short, total_timesteps=160)
     H.main(["--resume", str(folder), "--total-timesteps", "200"])
-    ours, theirs = ({m["global_step"]: set(m) for m in metrics(f) if "losses/critic" in m} for f in (folder, reference))
-    assert ours == theirs and 180 in ours
+    ours, theirs = ([line for line in steady_metrics(f) if "losses/critic" in line] for f in (folder, reference))
+    assert ours == theirs
+    assert [line["global_step"] for line in ours[-2:]] == [180, 200] and "losses/actor_0" in ours[-1]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -1,10 +1,10 @@
 """The Shapley credit against enumeration: a table game in place of the critic, every coalition's value known."""
 
-import inspect
+import ast
 import math
-import textwrap
 from collections.abc import Iterator
 from itertools import combinations, pairwise, permutations
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -493,11 +493,23 @@ def test_symmetric_convex_games_keep_the_split_in_the_core(n: int) -> None:
 
 
 # ---- T3: deliberate mistakes -----------------------------------------------------------------------------------------
+def sources() -> dict[str, str]:
+    """The text of every function of the script; read once, so that an edit under a running suite does no harm."""
+    text = Path(hm.__file__).read_text()
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    lines = text.splitlines()
+    starts = {f.name: min([f.lineno, *(d.lineno for d in f.decorator_list)]) for f in functions}
+    return {f.name: "\n".join(lines[starts[f.name] - 1 : f.end_lineno]) for f in functions}
+
+
+SOURCES = sources()
+
+
 def mutant(function: str, old: str, new: str) -> SimpleNamespace:
     """The credit functions with one of them rewritten; they call each other, not the originals."""
     namespace = dict(vars(hm))
     for name in CREDIT_FUNCTIONS:
-        source = textwrap.dedent(inspect.getsource(getattr(hm, name)))
+        source = SOURCES[name]
         if name == function:
             assert source.count(old) == 1, f"{old!r} is no longer in {function}: write this mutant anew"
             source = source.replace(old, new)

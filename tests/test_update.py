@@ -61,7 +61,8 @@ class PlainHasac:
         noise = torch.randn(mean.shape, generator=self.streams.policy)
         u = mean + torch.exp(log_std) * noise
         gauss = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(1)
-        return torch.tanh(u), gauss - (2 * (math.log(2) - u - F.softplus(-2 * u))).sum(1)
+        log_prob = gauss - (2 * (math.log(2) - u - F.softplus(-2 * u))).sum(1)
+        return torch.tanh(u), log_prob  # tanh last: autograd adds gradients up in the order of the operations
 
     def update(self, buffer: hm.ReplayBuffer) -> None:
         self.updates += 1
@@ -132,12 +133,10 @@ def test_no_credit_is_hasac_to_the_bit() -> None:
 
 def test_zero_weight_credit_is_no_credit_to_the_bit() -> None:
     # coalitions have a stream of their own: drawing them shifts nothing else
-    none = updated(small_args(credit="none"), 200)
-    for values in ({}, {"num_coalitions": 3}, {"shapley": "exact"}, {"credit": "share"}):
-        his = small_args(**{"credit": "his", "credit_coef": 0.0, **values})
-        assert equal(none, updated(his, 200 if not values else 20)) or values
-        if values:
-            assert equal(updated(small_args(credit="none"), 20), updated(his, 20))
+    assert equal(updated(small_args(credit="none"), 200), updated(small_args(credit="his", credit_coef=0.0), 200))
+    none = updated(small_args(credit="none"), 20)
+    for values in ({"num_coalitions": 3}, {"shapley": "exact"}, {"credit": "share"}, {"credit_actions": "policy"}):
+        assert equal(none, updated(small_args(**{"credit": "his", "credit_coef": 0.0, **values}), 20))
 
 
 @pytest.mark.parametrize(
@@ -219,8 +218,8 @@ def test_critic_loss_is_the_sum_of_both_mean_squares() -> None:
     target, before = torch.arange(5.0), copy.deepcopy(critic)
     q1, q2 = before(batch.state, batch.actions)
     metrics = hm.update_critic(critic, optimizer, batch, target)
-    loss = sum(((q - target) ** 2).sum() / 5 for q in (q1, q2))
-    assert float(metrics["losses/critic"]) == pytest.approx(float(loss), rel=1e-6)
+    loss = ((q1 - target) ** 2).sum() / 5 + ((q2 - target) ** 2).sum() / 5
+    assert float(metrics["losses/critic"]) == pytest.approx(float(loss.detach()), rel=1e-6)
     gradients = torch.autograd.grad(loss, list(before.parameters()))
     for p, old, g in zip(critic.parameters(), before.parameters(), gradients):
         torch.testing.assert_close(p.detach(), (old - 0.1 * g).detach())
@@ -314,24 +313,22 @@ def test_the_step_of_an_agent_changes_that_agent_only(credit: Any, diagnose: boo
         for i, actor in enumerate(setting.actors)
     ]
     start = take()
-    gradients = {i: [] for i in range(3)}
     setting.run(optimizers, diagnose=diagnose)
     assert seen == setting.order()
     assert equal(start[3], take()[3])
     assert all(p.grad is None and p.requires_grad for p in setting.critic.parameters())
-    assert gradients == {0: [], 1: [], 2: []}
 
 
 def test_critic_step_leaves_the_actors_and_the_target_alone() -> None:
     env, args = noisy_env(), small_args(policy_frequency=100)
     learner, buffer = small_learner(env, args), filled_buffer(env, 60, args)
-    actors = [p.detach().clone() for p in learner.actors.parameters()]
+    actors = [p.detach().clone() for actor in learner.actors for p in actor.parameters()]
     critic = [p.detach().clone() for p in learner.critic.parameters()]
     learner.update(buffer)
-    assert equal(actors, list(learner.actors.parameters()))
+    assert equal(actors, [p for actor in learner.actors for p in actor.parameters()])
     assert equal(critic, list(learner.target_critic.parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(critic, learner.critic.parameters()))
-    assert all(p.grad is None for m in (learner.actors, learner.target_critic) for p in m.parameters())
+    assert all(p.grad is None for m in (*learner.actors, learner.target_critic) for p in m.parameters())
 
 
 @pytest.mark.parametrize(
@@ -491,7 +488,7 @@ def test_counts_of_updates_follow_the_formula(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    counts = dict.fromkeys(("update_critic", "update_actors", "update_temperature", "update_target"), 0)
+    counts: dict[str, int] = dict.fromkeys(("update_critic", "update_actors", "update_temperature", "update_target"), 0)
 
     def counted(name: str) -> Any:
         original = getattr(hm, name)
@@ -513,9 +510,9 @@ def test_counts_of_updates_follow_the_formula(
         hidden_sizes=(4, 4),
         batch_size=4,
         warmup_steps=20,
-        total_timesteps=20 + 31 * num_envs,
-        eval_every=25,
-        log_every=10,
+        total_timesteps=20 + 23 * num_envs,
+        eval_every=50,
+        log_every=20,
         save_every=10**9,
     )
     run: Any = hm.Run(args, CPU)
@@ -584,7 +581,8 @@ def target_inputs(learner: hm.Learner) -> tuple[Any, Any, Tensor, torch.Generato
 
 
 def permuted(batch: hm.Batch, order: Tensor) -> hm.Batch:
-    return hm.Batch(*([x[order] for x in part] if isinstance(part, list) else part[order] for part in batch))
+    parts: Any = [[x[order] for x in part] if isinstance(part, list) else part[order] for part in batch]
+    return hm.Batch(*parts)
 
 
 def test_losses_do_not_depend_on_the_order_of_the_rows() -> None:
