@@ -66,8 +66,8 @@ def test_team_with_full_credit_finds_an_optimum_where_credit_points(seed: int, m
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_full_credit_overshoots_an_interior_optimum(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a property of Eq. (10), kept in sight: the credit counts an agent's action also beside absent others, whose actions
-    # are 0 and beside whom it had better be larger, so that the second term pulls beyond the team's optimum
+    # a property of Eq. (10), kept in sight: the credit counts an agent's action also beside absent others, whose
+    # actions are 0 and beside whom it had better be larger, so that the second term pulls beyond the team's optimum
     actions, reward = greedy(trained(monkeypatch, game(3, 1.2), seed, 400))
     assert -0.9 < reward < -0.2 and 1.6 < actions.sum() < 2.2
 
