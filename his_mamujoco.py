@@ -395,7 +395,7 @@ def shapley_values(
     """
     num_agents = ranks.shape[-1]
     q_empty, q_full = min_q(critic, state, torch.zeros_like(actions)), min_q(critic, state, actions)
-    phi = torch.zeros(num_agents, len(state), device=state.device)
+    phi = q_full.new_zeros(num_agents, len(state))
     for rank in ranks:
         coalitions = [masked(actions, rank < size, agent_of_slot) for size in range(1, num_agents)]
         if state.is_cuda:  # few large kernels; on a CPU many small ones stay in the cache
@@ -460,8 +460,8 @@ def restrict(log_density: Tensor, floor: Tensor, below_floor: str) -> Tensor:
 def box_cox(y: Tensor, lam: Tensor, scale: str = "none") -> Tensor:
     """Box-Cox transform of positive y (B,) with a scalar lambda, Eq. (4)."""
     log_y = y.log()
-    nonzero = torch.where(lam.abs() < 1e-6, torch.ones_like(lam), lam)
-    z = torch.where(lam.abs() < 1e-6, log_y, torch.expm1(nonzero * log_y) / nonzero)
+    nonzero = torch.where(lam == 0, torch.ones_like(lam), lam)
+    z = torch.where(lam == 0, log_y, torch.expm1(nonzero * log_y) / nonzero)
     return z / torch.exp((lam - 1) * log_y.detach().mean()) if scale == "geometric" else z
 
 
@@ -591,6 +591,7 @@ def update_critic(
 ) -> dict[str, Tensor]:
     """One step of both critics on full joint actions only: no masked target is ever fitted."""
     q1, q2 = critic(batch.state, batch.actions)
+    assert q1.shape == q2.shape == target.shape  # (B,) against (B, 1) would broadcast to (B, B)
     loss = F.mse_loss(q1, target) + F.mse_loss(q2, target)  # Eq. (11)
     optimizer.zero_grad()
     loss.backward()
