@@ -33,7 +33,8 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]
     for row in rows:
         returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row["return"]))
     nested: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for (algorithm, seed, step), values in sorted(returns.items()):
+    order = list(LABELS.values())
+    for (algorithm, seed, step), values in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
         nested[algorithm][seed][step] = float(np.mean(values))
     return nested
 
@@ -64,7 +65,7 @@ def plot(nested: dict[str, dict[int, dict[int, float]]], title: str, path: Path)
             axes.plot(list(points), list(points.values()), color=color, linewidth=0.8, alpha=0.5)
         common = sorted(set.intersection(*(set(points) for points in seeds.values())))
         mean = [np.mean([points[step] for points in seeds.values()]) for step in common]
-        label = f"{algorithm.replace('`', '')}, {len(seeds)} seeds"
+        label = f"{algorithm.replace('`', '')}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         axes.plot(common, mean, color=color, linewidth=2.2, label=label)
     axes.set(title=title, xlabel="environment steps", ylabel="return of deterministic evaluation episodes")
     axes.grid(alpha=0.3)
