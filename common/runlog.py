@@ -204,10 +204,11 @@ class RunLog:
         return True
 
     def _rate(self) -> tuple[float, str]:
-        """Steps per second and the time left at that rate, h:mm:ss."""
+        """Steps per second and the time left at that rate, h:mm:ss; unknown while the warm-up alone has been timed."""
         step, since = self._rate_origin
         rate = (self.global_step - step) / max(time.monotonic() - since, 1e-9)
-        return rate, tqdm.format_interval((self.total_steps - self.global_step) / rate) if rate > 0 else "?"
+        known = rate > 0 and self._trained
+        return rate, tqdm.format_interval((self.total_steps - self.global_step) / rate) if known else "?"
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
