@@ -5,7 +5,7 @@ actor-critic: a centralised twin critic, one actor per agent, agents updated one
 actor term: the Box-Cox transformed log-probability of the *historical* actions in the replay buffer, times the agent's
 Shapley Q-value, estimated from the critic with the actions of the agents outside a sampled coalition masked to zero.
 
-Read `# ---- HIS: credit from historical interactions` and its two calls in `update_actors`: that is all HIS adds to
+Read `# ---- HIS: credit from historical interactions` and its three uses in `update_actors`: that is all HIS adds to
 HASAC (`--credit none`). `# Eq. (8)` is an equation of the paper; READING n and DEVIATION n are explained in
 docs/paper_notes.md. Shapes: B batch, E environments, N agents, S state, O_i observation and A_i action dims of agent i,
 M coalitions a state, K n-step window.

@@ -16,7 +16,7 @@ def pick_device(name: str, threads: int, matmul_precision: str, compile_requeste
     torch.set_float32_matmul_precision(matmul_precision)
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if compile_requested and device.type == "cpu":
-        print("--compile: ignored on a CPU, where compiled updates were measured to be no faster than eager ones")
+        print("--compile: ignored on a CPU; it compiles the networks on CUDA only")
     return device
 
 
