@@ -30,28 +30,29 @@ from torch import Tensor
 from common import checkpoint, cli, runlog
 from common.boxcox import fit_lambda
 from common.device import check_replay_memory, pick_device
-from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
+from common.mamujoco import NUM_AGENTS, MAMuJoCoVecEnv  # DIFFERS: the benchmark
+from common.profile import Profile
 from common.streams import Streams
 from common.vecenv import NonFiniteError, VecEnv, check_finite
 from common.video import EpisodeRecorder
 
-SCRIPT = "his_mamujoco"
+SCRIPT = "his_mamujoco"  # DIFFERS: the benchmark
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 @dataclass
 class Args:
-    scenario: str = "HalfCheetah-6x1"
+    scenario: str = "HalfCheetah-6x1"  # DIFFERS: the benchmark
     """task, <robot>-<agents>x<action dims of each>; picks the paper's values for everything below"""
     seed: int = 1
     """the one seed: every random stream (environments, exploration, minibatch, ...) is derived from it"""
     total_timesteps: int = 10_000_000
     """environment steps over all environments, warm-up included"""
-    num_envs: int = 10
-    """E, parallel environments ("rollout threads", Table 6)"""
-    obs_mode: Literal["full", "local"] = "full"
+    num_envs: int = 10  # DIFFERS: the paper's value
+    """E, parallel environments ("rollout threads", Tables 2, 4, 6)"""
+    obs_mode: Literal["full", "local"] = "full"  # DIFFERS: the benchmark
     """full: every agent sees the standardised state and its id (HARL, the paper); local: own and nearby joints"""
-    obs_neighbors: int = 1
+    obs_neighbors: int = 1  # DIFFERS: the benchmark
     """with --obs-mode local: how many links away an agent still sees a joint"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one"""
@@ -83,33 +84,35 @@ class Args:
     """mirror the metrics to wandb"""
     capture_video: bool = False
     """write an mp4 of one evaluation episode at each evaluation"""
+    profile: bool = False
+    """print at the end where the time went: environment, acting, updates, ..."""
 
     warmup_steps: int = 10_000
     """environment steps with uniform random actions before the first update (Table 1)"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer D (Table 1)"""
     batch_size: int = 1000
-    """B, transitions in an update (Table 5)"""
+    """B, transitions in an update (Tables 2, 4, 5)"""
     gamma: float = 0.99
-    """discount factor (Table 6)"""
-    n_step: int = 10
-    """K, length of the n-step return (Table 5)"""
+    """discount factor (Tables 2, 4, 6)"""
+    n_step: int = 10  # DIFFERS: the paper's value
+    """K, length of the n-step return (Tables 2, 4, 5)"""
     tau: float = 0.005
     """Polyak coefficient of the target critic (Table 1)"""
     hidden_sizes: tuple[int, int] = (256, 256)
     """hidden layers of actors and critics (Table 1)"""
-    actor_lr: float = 1e-3
-    """Adam step size of the actors (Table 5)"""
-    critic_lr: float = 1e-3
-    """Adam step size of the twin critic (Table 6)"""
+    actor_lr: float = 1e-3  # DIFFERS: the paper's value
+    """Adam step size of the actors (Tables 2, 4, 5)"""
+    critic_lr: float = 1e-3  # DIFFERS: the paper's value
+    """Adam step size of the twin critic (Tables 2, 4, 6)"""
     auto_alpha: bool = True
-    """tune the temperatures, Eq. (13); otherwise all stay at --alpha (Table 5)"""
+    """tune the temperatures, Eq. (13); otherwise all stay at --alpha (Tables 3, 4, 5)"""
     alpha: float = 0.2
-    """temperature where it is not tuned (Table 5)"""
+    """temperature where it is not tuned (Tables 3, 5)"""
     alpha_lr: float = 3e-4
-    """Adam step size of the log temperatures (Table 5)"""
+    """Adam step size of the log temperatures (Tables 3, 4, 5)"""
     train_interval: int = 50
-    """vector steps between two rounds of updates (Tables 1 and 6)"""
+    """vector steps between two rounds of updates (Table 1)"""
     update_per_train: int = 1
     """updates per vector step, made up for at the round (Table 1)"""
     policy_frequency: int = 2
@@ -119,10 +122,10 @@ class Args:
 
     credit: Literal["his", "share", "local", "none"] = "his"
     """his: Eq. (10); share: Q in place of the Shapley value; local: the reverse (READING 11); none: HASAC"""
-    num_coalitions: int = 1
-    """M, sampled coalitions an agent and state ("sample times", Table 6)"""
+    num_coalitions: int = 1  # DIFFERS: the paper's value
+    """M, sampled coalitions an agent and state ("sample times", Tables 2, 4, 6)"""
     beta: float = 10.0
-    """log adjustment factor of the floor, Eq. (30) (Table 6)"""
+    """log adjustment factor of the floor, Eq. (30) (Tables 2, 4, 6)"""
     xi: float = 1e-2
     """small positive constant of Eq. (5) (READING 7)"""
     credit_coef: float = 1.0
@@ -148,9 +151,9 @@ class Args:
 
 
 # The paper's values, Tables 5 and 6, where they differ from the defaults above.
-ANT = dict(actor_lr=3e-4, auto_alpha=False, alpha=0.2, n_step=5)
-WALKER = dict(actor_lr=5e-4, auto_alpha=False, alpha=0.2, n_step=20)
-PRESETS: dict[str, dict[str, Any]] = {scenario: {} for scenario in SCENARIOS} | {
+ANT = dict(actor_lr=3e-4, auto_alpha=False, alpha=0.2, n_step=5)  # DIFFERS: the paper's values
+WALKER = dict(actor_lr=5e-4, auto_alpha=False, alpha=0.2, n_step=20)  # DIFFERS: the paper's values
+PRESETS: dict[str, dict[str, Any]] = {scenario: {} for scenario in NUM_AGENTS} | {  # DIFFERS: the paper's values
     "Ant-2x4": dict(ANT, batch_size=2200),
     "Ant-4x2": dict(ANT, batch_size=1000),
     "Ant-8x1": dict(ANT, batch_size=2200),
@@ -159,7 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {scenario: {} for scenario in SCENARIOS} | 
 }
 # Smallest and largest value of each number; None is open.
 POSITIVE = (1e-12, None)
-LIMITS: dict[str, tuple[float | None, float | None]] = {
+LIMITS: dict[str, tuple[float | None, float | None]] = {  # DIFFERS: the environment's fields
     **dict.fromkeys(
         "total_timesteps num_envs torch_threads eval_every eval_episodes eval_envs log_every save_every batch_size "
         "n_step hidden_sizes train_interval update_per_train policy_frequency mini_epochs num_coalitions".split(),
@@ -172,13 +175,15 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
     "buffer_size": (1, None),
 }
 # What may change between a run and its continuation without changing what is learnt.
-RESUMABLE = tuple("total_timesteps device torch_threads eval_every log_every save_every track capture_video".split())
+RESUMABLE = tuple(
+    "total_timesteps device torch_threads eval_every log_every save_every track capture_video profile".split()
+)
 MAX_EXACT_AGENTS = 8
 
 
 def check_args(args: Args) -> None:
     """Raise `cli.UsageError` for values that are each allowed but do not fit together."""
-    envs, num_agents = min(args.eval_envs, args.eval_episodes), int(args.scenario.split("-")[1].split("x")[0])
+    envs, num_agents = min(args.eval_envs, args.eval_episodes), NUM_AGENTS[args.scenario]
     if args.eval_episodes % envs:
         raise cli.UsageError(f"--eval-episodes {args.eval_episodes}: must be a multiple of --eval-envs {envs}")
     if args.buffer_size < args.num_envs:
@@ -192,9 +197,16 @@ def check_args(args: Args) -> None:
 
 
 # ---- environment -----------------------------------------------------------------------------------------------------
+# DIFFERS: the benchmark
 def make_env(args: Args, num_envs: int) -> VecEnv:
     """E copies of the task (DEVIATION 6: today's MuJoCo and Gymnasium v4, not mujoco-py and Gym v2)."""
     return MAMuJoCoVecEnv(args.scenario, num_envs, obs_mode=args.obs_mode, obs_neighbors=args.obs_neighbors)
+
+
+# DIFFERS: the benchmark
+def variant(args: Args) -> list[str]:
+    """What sets the environment apart from the default one: words for the name of the run folder."""
+    return [] if args.obs_mode == "full" else [f"local{args.obs_neighbors}"]
 
 
 def to_tensors(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -826,6 +838,7 @@ class Run:
         self.buffer = ReplayBuffer(self.env, args.buffer_size // args.num_envs, args.n_step, args.gamma, device)
         self.obs, self.state = self.env.reset(self.streams.environment)
         self.episode_return, self.episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, dtype=np.int64)
+        self.profile = Profile()
         self.finished: list[list[float]] = []  # [return, length] of the episodes that ended since the last log line
         self.metrics: dict[str, Tensor] = {}  # the newest value of each since the last log line
 
@@ -856,7 +869,8 @@ class Run:
         name = f"step_{self.progress.global_step}.pt"
         log.progress(self.progress.global_step, "saving")
         try:
-            checkpoint.save(folder / "checkpoints", name, self.state_dict() | dict(log=log.offsets()))
+            with self.profile("checkpoints"):
+                checkpoint.save(folder / "checkpoints", name, self.state_dict() | dict(log=log.offsets()))
             checkpoint.prune(folder / "checkpoints", keep=2)
         except OSError as error:
             log.message(
@@ -899,17 +913,20 @@ def act_and_store(run: Run) -> None:
         uniform = [torch.rand(s, generator=run.streams.exploration, device=run.device) for s in shapes]
         actions = [(2 * u - 1).cpu().numpy() for u in uniform]
     else:
-        actions = run.learner.act(to_tensors(run.obs, run.device))
+        with run.profile("acting"):
+            actions = run.learner.act(to_tensors(run.obs, run.device))
         progress.vector_step += 1
         if progress.vector_step % args.train_interval == 0:
             progress.pending_updates = args.train_interval * args.update_per_train
-    step = run.env.step(actions)
+    with run.profile("environment"):
+        step = run.env.step(actions)
     progress.global_step += args.num_envs
     check_finite("observation", step.final_obs)
     check_finite("state", [step.final_state])
     check_finite("reward", [step.reward])
     ends = (step.terminated, step.truncated)
-    run.buffer.add(run.obs, run.state, actions, step.reward, step.final_obs, step.final_state, *ends)
+    with run.profile("storing"):
+        run.buffer.add(run.obs, run.state, actions, step.reward, step.final_obs, step.final_state, *ends)
     run.obs, run.state = step.obs, step.state
     run.episode_return += step.reward
     run.episode_length += 1
@@ -925,7 +942,8 @@ def evaluate_and_record(
     args, progress = run.args, run.progress
     log.progress(progress.global_step, "evaluating")
     seed, watch = run.streams.evaluation, (recorder.observe, stopped)
-    result = evaluate(run.learner, recorder.env, seed, args.eval_episodes, run.device, *watch)
+    with run.profile("evaluation"):
+        result = evaluate(run.learner, recorder.env, seed, args.eval_episodes, run.device, *watch)
     if result is None:  # the continued run evaluates this step
         return
     returns, lengths = result
@@ -954,7 +972,8 @@ def train(run: Run, folder: Path, log: runlog.RunLog) -> int:
             log_due = run.due(args.log_every, progress.last_log) and progress.vector_step % args.train_interval == 0
             while progress.pending_updates and not stop.received:
                 diagnose = log_due and progress.pending_updates <= args.policy_frequency
-                run.metrics |= run.learner.update(run.buffer, diagnose)
+                with run.profile("updates"):
+                    run.metrics |= run.learner.update(run.buffer, diagnose)
                 progress.pending_updates -= 1
             done = progress.global_step >= args.total_timesteps
             if not progress.pending_updates:
@@ -1025,13 +1044,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             offsets = restore(run, folder)
             runlog.record_resumption(folder, config)
         else:
-            mode = [] if args.obs_mode == "full" else [f"local{args.obs_neighbors}"]
-            suffix = "-".join([*mode, *args.run_name.split()])
+            suffix = "-".join([*variant(args), *args.run_name.split()])
             folder = runlog.run_folder(args.runs_dir, SCRIPT, args.scenario, args.seed, suffix)
             runlog.create(folder, config)
         log = runlog.RunLog(folder, args.total_timesteps, offsets=offsets, track=args.track, config=config)
         log.message(f"run folder: {folder}, starting at step {run.progress.global_step}")
-        return train(run, folder, log)
+        status = train(run, folder, log)
+        if args.profile:
+            log.message(run.profile.report())
+        return status
     except (cli.UsageError, checkpoint.CheckpointError) as error:
         cli.fail(f"{SCRIPT}.py", str(error))
     except NonFiniteError as error:

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.mamujoco_robots import ROBOTS, SCENARIOS, load_model, local_obs_index, mujoco
+from common.mamujoco_robots import NUM_AGENTS, ROBOTS, SCENARIOS, load_model, local_obs_index, mujoco
 from common.vecenv import RenderError, StepResult, VecEnv, saved_array
+
+__all__ = ["NUM_AGENTS", "OBS_MODES", "SCENARIOS", "MAMuJoCoVecEnv"]
 
 OBS_MODES = ("full", "local")
 

@@ -45,6 +45,7 @@ PARTITIONS = {
     "ManyAgentSwimmer": ("10x2",),
 }
 SCENARIOS = tuple(f"{robot}-{partition}" for robot in PARTITIONS for partition in PARTITIONS[robot])
+NUM_AGENTS = {scenario: int(scenario.split("-")[1].split("x")[0]) for scenario in SCENARIOS}
 
 
 @dataclass(frozen=True)

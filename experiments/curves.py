@@ -1,9 +1,14 @@
-"""Collect finished (or running) runs into `results/`: their raw evaluation curves, their commands, a plot, a table.
+"""Collect finished (or running) runs into `results/`: their raw evaluation curves, their commands, a plot, tables.
 
-    python -m experiments.curves runs/his_mamujoco/HalfCheetah-6x1/* --out results/HalfCheetah-6x1
+    python -m experiments.curves runs/his_mamujoco/HalfCheetah-6x1/* --out results/mamujoco
+    python -m experiments.curves runs/his_mpe/*/* --out results/mpe --bounds results/mpe/bounds.json
 
-Writes `eval.csv` (every evaluation episode of every run), `runs.json` (command, commit, host and packages of each),
-`curves.png`, and prints a Markdown table: the mean return over seeds at a few steps, one seed's values in brackets.
+Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `runs.json` (command, commit, host and
+packages of each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 %
+bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: the IQM at a few steps, single runs in
+brackets, and the comparison of the algorithms.
+
+`--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each policy becomes a line of the plot.
 """
 
 import argparse
@@ -11,13 +16,18 @@ import csv
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.stats import bootstrap_interval, difference_interval, iqm
+
 LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
-COLUMNS = ("algorithm", "seed", "global_step", "episode", "return", "length")
+COLORS = dict(zip(LABELS.values(), ("tab:blue", "tab:orange", "tab:green", "tab:red")))
+COLUMNS = ("algorithm", "rules", "seed", "global_step", "episode", "return", "length")
+Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean return of that evaluation
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -27,49 +37,100 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
         return config, list(csv.DictReader(file))
 
 
-def curves(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
-    """algorithm -> seed -> global_step -> mean return over the episodes of that evaluation."""
+def curves(rows: Sequence[dict[str, Any]]) -> Curves:
+    """Curves of one scenario."""
     returns: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for row in rows:
         returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row["return"]))
-    nested: dict[str, dict[int, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    nested: Curves = defaultdict(lambda: defaultdict(dict))
     order = list(LABELS.values())
     for (algorithm, seed, step), values in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
         nested[algorithm][seed][step] = float(np.mean(values))
     return nested
 
 
-def table(nested: dict[str, dict[int, dict[int, float]]], steps: list[int]) -> str:
-    """Markdown: one row an algorithm, one column a step; a seed that has not got there is left out and counted."""
+def table(nested: Curves, steps: Sequence[int]) -> str:
+    """Markdown: one row an algorithm, one column a step: IQM over the runs that got there, and each of them."""
     lines = ["| | " + " | ".join(f"{step:,} steps" for step in steps) + " |", "|---|" + "---|" * len(steps)]
     for algorithm, seeds in nested.items():
         cells = []
         for step in steps:
             values = [points[step] for points in seeds.values() if step in points]
-            single = ", ".join(f"{value:.0f}" for value in values)
-            cells.append(f"**{np.mean(values):.0f}** ({single})" if values else "not run")
+            single = ", ".join(shown(value) for value in values)
+            cells.append(f"**{shown(float(iqm(np.array(values))))}** ({single})" if values else "not run")
         lines.append(f"| {algorithm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot(nested: dict[str, dict[int, dict[int, float]]], title: str, path: Path) -> None:
-    """Thin lines for single seeds; a thick one for their mean as far as all of them got."""
+def shown(value: float) -> str:
+    """Three significant digits, four for thousands."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def complete(nested: Curves, algorithm: str) -> tuple[list[int], np.ndarray]:
+    """Evaluation steps that all runs of an algorithm have, (T,), and their returns, (R, T)."""
+    seeds = nested[algorithm]
+    steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+    return steps, np.array([[points[step] for step in steps] for points in seeds.values()])
+
+
+def comparison(nested: Curves, bounds: dict[str, float]) -> str:
+    """Markdown: last evaluation and mean of the second half of the curve, and where HIS stands against HASAC.
+
+    "ahead" and "behind": the 95 % interval of the difference of the IQMs leaves out 0; otherwise "level".
+    """
+    lines = ["| | runs | at the end | mean of the second half |", "|---|---|---|---|"]
+    last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for algorithm, seeds in nested.items():
+        steps, returns = complete(nested, algorithm)
+        last[algorithm] = returns[:, -1], returns[:, len(steps) // 2 :].mean(1)
+        cells = []
+        for values in last[algorithm]:
+            low, high = bootstrap_interval([values])
+            cells.append(f"{shown(float(iqm(values)))} [{shown(float(low))}, {shown(float(high))}]")
+        lines.append(f"| {algorithm}, to step {steps[-1]:,} | {len(seeds)} | " + " | ".join(cells) + " |")
+    his, hasac = LABELS["his"], LABELS["none"]
+    if his in last and hasac in last and min(len(nested[his]), len(nested[hasac])) > 1:
+        cells = []
+        for one, other in zip(last[his], last[hasac]):
+            middle, low, high = difference_interval(one, other)
+            verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
+            cells.append(f"**{verdict}**: {shown(middle)} [{shown(low)}, {shown(high)}]")
+        lines.append("| HIS - HASAC | | " + " | ".join(cells) + " |")
+    if {"oracle", "random"} <= bounds.keys():
+        span = bounds["oracle"] - bounds["random"]
+        for algorithm, (end, half) in last.items():
+            closed = [f"{100 * (float(iqm(v)) - bounds['random']) / span:.0f} %" for v in (end, half)]
+            lines.append(f"| {algorithm}: share of random to oracle | | {closed[0]} | {closed[1]} |")
+    return "\n".join(lines)
+
+
+def plot(scenarios: dict[str, Curves], bounds: dict[str, dict[str, float]], path: Path) -> None:
+    """A panel a scenario: thin lines for single runs, IQM and its interval as far as all of them got, bounds dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for color, (algorithm, seeds) in zip(("tab:blue", "tab:orange", "tab:green", "tab:red"), nested.items()):
-        for points in seeds.values():
-            axes.plot(list(points), list(points.values()), color=color, linewidth=0.8, alpha=0.5)
-        common = sorted(set.intersection(*(set(points) for points in seeds.values())))
-        mean = [np.mean([points[step] for points in seeds.values()]) for step in common]
-        label = f"{algorithm.replace('`', '')}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-        axes.plot(common, mean, color=color, linewidth=2.2, label=label)
-    axes.set(title=title, xlabel="environment steps", ylabel="return of deterministic evaluation episodes")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    size = (7.0, 4.2) if len(scenarios) == 1 else (4.6 * len(scenarios), 3.9)
+    figure, panels = plt.subplots(1, len(scenarios), figsize=size, layout="constrained", squeeze=False)
+    for axes, (scenario, nested) in zip(panels[0], scenarios.items()):
+        for algorithm, seeds in nested.items():
+            color = COLORS[algorithm]
+            for points in seeds.values():
+                axes.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.45)
+            steps, returns = complete(nested, algorithm)
+            label = f"{algorithm.replace('`', '')}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+            axes.plot(steps, iqm(returns), color=color, linewidth=2.2, label=label)
+            if len(seeds) > 1:
+                low, high = bootstrap_interval([returns], draws=2000)
+                axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+        for policy, value in bounds.get(scenario, {}).items():
+            axes.axhline(value, color="black", linewidth=1, linestyle="--" if policy == "oracle" else ":", label=policy)
+        axes.set(title=scenario, xlabel="environment steps")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    panels[0][0].set_ylabel("return of deterministic evaluation episodes")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -78,36 +139,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    parser.add_argument(
-        "--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of the table"
-    )
+    parser.add_argument("--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of a table")
+    parser.add_argument("--bounds", type=Path, help="JSON file with the returns of hand-written policies")
     args = parser.parse_args()
 
-    rows, runs = [], []
+    bounds: dict[str, dict[str, float]] = {}
+    if args.bounds:
+        tasks = json.loads(args.bounds.read_text())["tasks"]
+        bounds = {task: {name: policy["mean"] for name, policy in each.items()} for task, each in tasks.items()}
+    rows: dict[str, list[dict[Any, Any]]] = defaultdict(list)
+    runs = []
     for folder in args.runs:
         try:
             config, evaluations = read_run(folder)
         except FileNotFoundError as error:
-            print(
-                f"curves: error: {folder} is not a run with evaluations: no {Path(error.filename).name}",
-                file=sys.stderr,
-            )
+            name = Path(error.filename).name
+            print(f"curves: error: {folder} is not a run with evaluations: no {name}", file=sys.stderr)
             return 2
         settings = config["args"]
-        label = LABELS[settings["credit"]]
-        rows += [{"algorithm": label, "seed": settings["seed"], **row} for row in evaluations]
+        about = {"algorithm": LABELS[settings["credit"]], "rules": settings.get("rules", ""), "seed": settings["seed"]}
+        for row in evaluations:
+            rows[settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
         finished = folder / "finished.json"
         state = json.loads(finished.read_text()) if finished.exists() else None
-        runs.append({"algorithm": label, "seed": settings["seed"], "finished": state, **config})
+        runs.append({**about, "finished": state, **config})
     args.out.mkdir(parents=True, exist_ok=True)
-    with open(args.out / "eval.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    for scenario, episodes in rows.items():
+        with open(args.out / f"{scenario}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(episodes)
     (args.out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
-    nested = curves(rows)
-    plot(nested, runs[0]["args"]["scenario"], args.out / "curves.png")
-    print(table(nested, args.steps))
+    scenarios = {scenario: curves(episodes) for scenario, episodes in rows.items()}
+    plot(scenarios, bounds, args.out / "curves.png")
+    for scenario, nested in scenarios.items():
+        print(f"\n{scenario}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(scenario, {}))}")
     return 0
 
 

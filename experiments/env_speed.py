@@ -1,8 +1,9 @@
-"""How much of the raw physics rate is left after observations, rewards and resets: `python -m experiments.env_speed`.
+"""Rates of our environments beside what they are measured against: `python -m experiments.env_speed [--benchmark mpe]`.
 
-Prints the rate of `MAMuJoCoVecEnv` and of a bare loop over `mj_step`, measured in turns in one process and one thread,
-and the median of the ratios of neighbouring measurements. Absolute rates depend on the machine and on what else runs
-on it; the ratio hardly does.
+mamujoco: `MAMuJoCoVecEnv` beside a bare loop over `mj_step`, that is, what is left of the physics after observations,
+rewards and resets. mpe: `MPEVecEnv` beside the package mpe2. Both are measured in turns in one process and one thread;
+the ratio is the median of the ratios of neighbouring measurements. Absolute rates depend on the machine and on what
+else runs on it; the ratio hardly does.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -15,7 +16,9 @@ import time
 import mujoco
 import numpy as np
 
+from common import mpe
 from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
+from common.vecenv import VecEnv
 
 
 def bare_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
@@ -33,9 +36,10 @@ def bare_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
     return len(actions) * env.num_envs / (time.perf_counter() - start)
 
 
-def env_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
-    """Environment steps per second of the vector environment. `actions`: (T, E, U)."""
-    per_agent = [[np.ascontiguousarray(a) for a in np.split(joint, env.num_agents, axis=1)] for joint in actions]
+def env_rate(env: VecEnv, actions: np.ndarray) -> float:
+    """Environment steps per second of a vector environment. `actions`: (T, E, U)."""
+    ends = np.cumsum(env.action_dims)[:-1]
+    per_agent = [[np.ascontiguousarray(a) for a in np.split(joint, ends, axis=1)] for joint in actions]
     env.reset(seed=0)
     start = time.perf_counter()
     for action in per_agent:
@@ -44,27 +48,34 @@ def env_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rate of the vector environment relative to bare mj_step")
-    parser.add_argument("--scenario", default="HalfCheetah-6x1", choices=SCENARIOS)
-    parser.add_argument("--num-envs", type=int, default=10, help="environments stepped together")
+    parser = argparse.ArgumentParser(description="rate of a vector environment relative to what it replaces")
+    parser.add_argument("--benchmark", default="mamujoco", choices=("mamujoco", "mpe"))
+    parser.add_argument("--scenario", choices=(*SCENARIOS, *mpe.SCENARIOS), help="HalfCheetah-6x1 or simple_spread")
+    parser.add_argument("--num-envs", type=int, help="environments stepped together (10 or 20)")
     parser.add_argument("--steps", type=int, default=500, help="steps of every environment per round")
     parser.add_argument("--rounds", type=int, default=11, help="rounds; each measures both once")
     args = parser.parse_args()
 
-    env = MAMuJoCoVecEnv(args.scenario, args.num_envs)
     rng = np.random.default_rng(0)
-    bare, ours = [], []
+    if args.benchmark == "mamujoco":
+        scenario, num_envs = args.scenario or "HalfCheetah-6x1", args.num_envs or 10
+        env = MAMuJoCoVecEnv(scenario, num_envs)
+        names = ("bare mj_step", "MAMuJoCoVecEnv")
+        measure = (lambda actions: bare_rate(env, actions), lambda actions: env_rate(env, actions))
+    else:
+        scenario, num_envs = args.scenario or "simple_spread", args.num_envs or 20
+        env, original = mpe.MPEVecEnv(scenario, num_envs), mpe.MPE2VecEnv(scenario, num_envs)
+        names = ("mpe2", "MPEVecEnv")
+        measure = (lambda actions: env_rate(original, actions[:50]), lambda actions: env_rate(env, actions))
+    rates = []
     for _ in range(args.rounds):
-        actions = rng.uniform(-1, 1, (args.steps, args.num_envs, env.model.nu)).astype(np.float32)
-        bare.append(bare_rate(env, actions))
-        ours.append(env_rate(env, actions))
-    ratio = statistics.median(o / b for o, b in zip(ours, bare))
-    print(
-        f"{args.scenario}, {args.num_envs} environments, 1 thread, {args.rounds} rounds of {args.steps} steps, in turns"
-    )
-    print(f"bare mj_step      {statistics.median(bare):10,.0f} environment steps/s (median)")
-    print(f"MAMuJoCoVecEnv    {statistics.median(ours):10,.0f} environment steps/s (median)")
-    print(f"ratio             {ratio:10.3f} (median over rounds)")
+        actions = rng.uniform(-1, 1, (args.steps, num_envs, sum(env.action_dims))).astype(np.float32)
+        rates.append([rate(actions) for rate in measure])
+    base, ours = (statistics.median(column) for column in zip(*rates))
+    print(f"{scenario}, {num_envs} environments, 1 thread, {args.rounds} rounds of {args.steps} steps, in turns")
+    print(f"{names[0]:16} {base:12,.0f} environment steps/s (median)")
+    print(f"{names[1]:16} {ours:12,.0f} environment steps/s (median)")
+    print(f"ratio            {statistics.median(b / a for a, b in rates):12.3f} (median over rounds)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Helpers for the tests that drive his_mamujoco.py as a user does: tiny runs, run folders, comparison bit by bit."""
+"""Helpers for the tests that drive a script as a user does: tiny runs, run folders, comparison bit by bit."""
 
 import dataclasses
 import json
@@ -54,51 +54,94 @@ def flags(values: dict[str, Any]) -> list[str]:
     return words
 
 
-def command(runs_dir: Path, **overrides: Any) -> list[str]:
-    """The command line of a tiny run."""
-    return flags(TINY | {"runs_dir": runs_dir} | overrides)
+class Driver:
+    """Runs one script: `tiny` holds the values of a run of some seconds in which everything happens."""
+
+    def __init__(self, module: Any, env_class: type, tiny: dict[str, Any]):
+        self.module, self.env_class, self.tiny, self.name = module, env_class, tiny, module.SCRIPT
+
+    def command(self, runs_dir: Path, **overrides: Any) -> list[str]:
+        """The command line of a tiny run."""
+        return flags(self.tiny | {"runs_dir": runs_dir} | overrides)
+
+    def make_args(self, **overrides: Any) -> Any:
+        """What the command line of a tiny run gives."""
+        values = self.tiny | overrides
+        return dataclasses.replace(self.module.Args(), **(self.module.PRESETS[values["scenario"]] | values))
+
+    def folder_of(self, runs_dir: Path, **overrides: Any) -> Path:
+        """Where that run lives."""
+        values = self.tiny | overrides
+        return runs_dir / self.name / values["scenario"] / f"seed{values['seed']}"
+
+    def train(self, runs_dir: Path, **overrides: Any) -> Path:
+        """Do a tiny run in this process; returns its folder."""
+        assert self.module.main(self.command(runs_dir, **overrides)) == 0
+        return self.folder_of(runs_dir, **overrides)
+
+    def script(self, *argv: object, code: str = "") -> list[str]:
+        """The words that start the script in a process of its own; `code` runs before main, with the script as H."""
+        words = [str(word) for word in argv]
+        if not code:
+            return [sys.executable, str(ROOT / f"{self.name}.py"), *words]
+        start = f"import sys, {self.name} as H\n{code}\nsys.exit(H.main(sys.argv[1:]))"
+        return [sys.executable, "-c", start, *words]
+
+    def run_script(self, *argv: object, code: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the script to its end in a process of its own."""
+        words = self.script(*argv, code=code)
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+    def usage_error(self, capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+        """Check that this command line ends in one line on stderr and status 2; returns the line."""
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            self.module.main(argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.count("\n") == 1 and error.startswith(f"{self.name}.py: error: "), error
+        return error.rstrip("\n")
+
+    def on_env_step(
+        self, monkeypatch: pytest.MonkeyPatch, num_envs: int, at: int, act: Callable[[], object], reset: int = 1
+    ) -> None:
+        """Call `act` before step `at` after reset number `reset` (from 1) of the environments of that `num_envs`."""
+        env_class, resets, steps = self.env_class, 0, 0
+        original_reset, original_step = env_class.reset, env_class.step  # pyright: ignore[reportAttributeAccessIssue]
+
+        def count_resets(env: Any, seed: int) -> Any:
+            nonlocal resets, steps
+            if env.num_envs == num_envs:
+                resets, steps = resets + 1, 0
+            return original_reset(env, seed)
+
+        def step(env: Any, actions: Any) -> Any:
+            nonlocal steps
+            if env.num_envs == num_envs:
+                steps += 1
+                if (resets, steps) == (reset, at):
+                    act()
+            return original_step(env, actions)
+
+        monkeypatch.setattr(env_class, "reset", count_resets)
+        monkeypatch.setattr(env_class, "step", step)
+
+    def on_update(self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Any, Any], object]) -> None:
+        """Call `act(learner, buffer)` just before gradient step `at` (from 1)."""
+        original = self.module.Learner.update
+
+        def update(learner: Any, buffer: Any, *rest: Any, **named: Any) -> Any:
+            if learner.update_step + 1 == at:
+                act(learner, buffer)
+            return original(learner, buffer, *rest, **named)
+
+        monkeypatch.setattr(self.module.Learner, "update", update)
 
 
-def make_args(**overrides: Any) -> H.Args:
-    """What the command line of a tiny run gives."""
-    values = TINY | overrides
-    return dataclasses.replace(H.Args(), **(H.PRESETS[values["scenario"]] | values))
-
-
-def folder_of(runs_dir: Path, **overrides: Any) -> Path:
-    """Where that run lives."""
-    values = TINY | overrides
-    return runs_dir / "his_mamujoco" / values["scenario"] / f"seed{values['seed']}"
-
-
-def train(runs_dir: Path, **overrides: Any) -> Path:
-    """Do a tiny run in this process; returns its folder."""
-    assert H.main(command(runs_dir, **overrides)) == 0
-    return folder_of(runs_dir, **overrides)
-
-
-def script(*argv: object, code: str = "") -> list[str]:
-    """The words that start the script in a process of its own; `code` runs before main, with the script as H."""
-    words = [str(word) for word in argv]
-    if not code:
-        return [sys.executable, str(SCRIPT), *words]
-    return [sys.executable, "-c", f"import sys, his_mamujoco as H\n{code}\nsys.exit(H.main(sys.argv[1:]))", *words]
-
-
-def run_script(*argv: object, code: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the script to its end in a process of its own."""
-    return subprocess.run(script(*argv, code=code), cwd=ROOT, capture_output=True, text=True, timeout=240)
-
-
-def usage_error(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
-    """Check that this command line ends in one line on stderr and status 2; returns the line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        H.main(argv)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count("\n") == 1 and error.startswith("his_mamujoco.py: error: "), error
-    return error.rstrip("\n")
+MAMUJOCO = Driver(H, H.MAMuJoCoVecEnv, TINY)
+command, make_args, folder_of, train = MAMUJOCO.command, MAMUJOCO.make_args, MAMUJOCO.folder_of, MAMUJOCO.train
+script, run_script, usage_error = MAMUJOCO.script, MAMUJOCO.run_script, MAMUJOCO.usage_error
+on_env_step, on_update = MAMUJOCO.on_env_step, MAMUJOCO.on_update
 
 
 def step_files(folder: Path) -> list[Path]:
@@ -170,39 +213,3 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert differences(best, other_best) == []
     policy, other_policy = (checkpoint.load_policy(f / "checkpoints/policy.safetensors") for f in (one, other))
     assert differences(policy, other_policy) == []
-
-
-def on_env_step(
-    monkeypatch: pytest.MonkeyPatch, num_envs: int, at: int, act: Callable[[], object], reset: int = 1
-) -> None:
-    """Call `act` before step `at` after reset number `reset` (both from 1) of the environments of that `num_envs`."""
-    original_reset, original_step, resets, steps = H.MAMuJoCoVecEnv.reset, H.MAMuJoCoVecEnv.step, 0, 0
-
-    def count_resets(self: Any, seed: int) -> Any:
-        nonlocal resets, steps
-        if self.num_envs == num_envs:
-            resets, steps = resets + 1, 0
-        return original_reset(self, seed)
-
-    def step(self: Any, actions: Any) -> Any:
-        nonlocal steps
-        if self.num_envs == num_envs:
-            steps += 1
-            if (resets, steps) == (reset, at):
-                act()
-        return original_step(self, actions)
-
-    monkeypatch.setattr(H.MAMuJoCoVecEnv, "reset", count_resets)
-    monkeypatch.setattr(H.MAMuJoCoVecEnv, "step", step)
-
-
-def on_update(monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[Any, Any], object]) -> None:
-    """Call `act(learner, buffer)` just before gradient step `at` (from 1)."""
-    original = H.Learner.update
-
-    def update(self: Any, buffer: Any, *rest: Any, **named: Any) -> Any:
-        if self.update_step + 1 == at:
-            act(self, buffer)
-        return original(self, buffer, *rest, **named)
-
-    monkeypatch.setattr(H.Learner, "update", update)

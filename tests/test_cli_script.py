@@ -84,7 +84,7 @@ def parsed(*argv: str) -> H.Args:
 
 
 def test_the_nine_scenarios() -> None:
-    assert sorted(H.PRESETS) == sorted(TABLE_5) == sorted(H.SCENARIOS)
+    assert sorted(H.PRESETS) == sorted(TABLE_5) == sorted(H.NUM_AGENTS)
 
 
 @pytest.mark.parametrize("scenario", TABLE_5)

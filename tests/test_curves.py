@@ -18,23 +18,49 @@ def make_run(folder: Path, credit: str, seed: int, returns: dict[int, list[float
     return folder
 
 
+def run_curves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argv: object) -> str:
+    monkeypatch.setattr("sys.argv", ["curves", *map(str, argv)])
+    assert curves.main() == 0
+    return capsys.readouterr().out
+
+
 def test_table_csv_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     folders = [
         make_run(tmp_path / "a", "his", 1, {100: [1.0, 3.0], 200: [10.0, 20.0]}),
         make_run(tmp_path / "b", "his", 2, {100: [4.0, 4.0]}),  # not yet at step 200
-        make_run(tmp_path / "c", "none", 1, {100: [7.0, 9.0], 200: [30.0, 50.0]}),
+        make_run(tmp_path / "c", "none", 1, {100: [700.0, 900.0], 200: [3000.0, 5000.0]}),
     ]
     out = tmp_path / "out"
-    monkeypatch.setattr("sys.argv", ["curves", *map(str, folders), "--out", str(out), "--steps", "100", "200", "300"])
-    assert curves.main() == 0
-    printed = capsys.readouterr().out
-    assert "| HIS | **3** (2, 4) | **15** (15) | not run |" in printed
-    assert "| HASAC (`--credit none`) | **8** (8) | **40** (40) | not run |" in printed
-    with open(out / "eval.csv", newline="") as file:
+    printed = run_curves(monkeypatch, capsys, *folders, "--out", out, "--steps", 100, 200, 300)
+    assert "| HIS | **3.00** (2.00, 4.00) | **15.0** (15.0) | not run |" in printed
+    assert "| HASAC (`--credit none`) | **800** (800) | **4000** (4000) | not run |" in printed
+    assert "HIS - HASAC" not in printed  # one run of HASAC: no interval
+    with open(out / "HalfCheetah-6x1.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 and rows[0]["algorithm"] == "HIS" and float(rows[1]["return"]) == 3.0
     assert [run["seed"] for run in json.loads((out / "runs.json").read_text())] == [1, 2, 1]
     assert (out / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(20.0, "ahead"), (0.0, "level"), (-20.0, "behind")])
+def test_comparison(
+    shift: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Five runs each; the IQM leaves out the best and the worst; the bounds say how far from random to oracle."""
+    noise = [-9.0, -1.0, 0.0, 1.0, 9.0]
+    for seed, value in enumerate(noise):
+        make_run(tmp_path / f"his{seed}", "his", seed, {100: [0.0], 200: [-50 + shift + value]})
+        make_run(tmp_path / f"none{seed}", "none", seed, {100: [0.0], 200: [-50 + value]})
+    bounds = tmp_path / "bounds.json"
+    bounds.write_text(json.dumps({"tasks": {"HalfCheetah-6x1": {"random": {"mean": -90}, "oracle": {"mean": -10}}}}))
+    folders = [path for path in sorted(tmp_path.iterdir()) if path.is_dir()]
+    printed = run_curves(monkeypatch, capsys, *folders, "--out", tmp_path / "out", "--bounds", bounds)
+    (line,) = [line for line in printed.splitlines() if line.startswith("| HIS - HASAC")]
+    at_the_end, second_half = line.split("|")[3:5]
+    assert f"**{verdict}**: {curves.shown(shift)} [" in at_the_end and f"**{verdict}**" in second_half
+    share = f"{100 * (40 + shift) / 80:.0f} %"
+    assert f"| HIS: share of random to oracle | | {share} | {share} |" in printed
+    assert "| HIS, to step 200 | 5 | " + curves.shown(-50 + shift) in printed
 
 
 def test_a_folder_that_is_no_run_is_named(
