@@ -78,6 +78,11 @@ def draw(
             pen.text((x, y), str(i), fill=_BACKGROUND, font=_font(round(1.3 * radius)), anchor="mm")
         else:  # too small to write on
             pen.text((x, y - radius - thin), str(i), fill=_INK, font=_font(9 * thin), anchor="mb")
+    if solid:  # large agents would hide the landmarks they cover
+        for position in landmarks:
+            x, y = place(position)
+            radius = landmark_radius * scale + thin
+            pen.rectangle([x - radius, y - radius, x + radius, y + radius], outline=PLAIN_COLOR, width=2 * thin)
     if messages:
         _draw_messages(pen, size, strip, messages)
     return np.asarray(image.reduce(_SUPERSAMPLING))

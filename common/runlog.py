@@ -24,7 +24,7 @@ from common.checkpoint import AppendFile, atomic_write
 from common.cli import UsageError
 
 _PACKAGES = (
-    *("torch", "numpy", "scipy", "mujoco", "gymnasium", "isaacgym"),
+    *("torch", "numpy", "scipy", "mujoco", "gymnasium", "mpe2", "isaacgym"),
     *("tyro", "tensorboard", "tqdm", "safetensors", "imageio", "imageio-ffmpeg", "wandb"),
 )
 
