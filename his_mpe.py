@@ -167,7 +167,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {  # DIFFERS: the environ
     "buffer_size": (1, None),
 }
 # What may change between a run and its continuation without changing what is learnt.
-RESUMABLE = tuple(
+RESUMABLE = tuple(  # DIFFERS: the environment's fields
     "total_timesteps device torch_threads eval_every log_every save_every track capture_video profile".split()
 )
 MAX_EXACT_AGENTS = 8
@@ -205,9 +205,11 @@ def make_env(args: Args, num_envs: int) -> VecEnv:
 
 
 # DIFFERS: the benchmark
-def variant(args: Args) -> list[str]:
-    """What sets the environment apart from the default one: words for the name of the run folder."""
-    return [word for word, default in ((args.rules, "mpe2"), (args.env_backend, "batched")) if word != default]
+def task_and_variant(args: Args) -> tuple[str, list[str]]:
+    """The task, and what sets the environment apart from the default one: words for the name of the run folder."""
+    return args.scenario, [
+        word for word, default in ((args.rules, "mpe2"), (args.env_backend, "batched")) if word != default
+    ]
 
 
 def to_tensors(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -780,6 +782,12 @@ class Learner:
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
+class Evaluation(NamedTuple):
+    returns: np.ndarray  # (episodes,)
+    lengths: np.ndarray  # (episodes,)
+    successes: np.ndarray  # (episodes,) bool, or (0,) where the task has no notion of success
+
+
 def evaluate(
     learner: Learner,
     env: VecEnv,
@@ -788,8 +796,8 @@ def evaluate(
     device: torch.device,
     on_step: Callable[[int, int], None] = lambda episode, step: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns and lengths (episodes,) of an equal number of deterministic episodes from each environment (DEVIATION 7).
+) -> Evaluation | None:
+    """An equal number of deterministic episodes from each environment (DEVIATION 7).
 
     Taking the first episodes that end, whichever environment they come from, would favour short ones. `on_step` is told
     episode and step of environment 0 before each step. None when `stopped()`.
@@ -798,6 +806,7 @@ def evaluate(
     quota = episodes // env.num_envs
     returns: list[list[float]] = [[] for _ in range(env.num_envs)]
     lengths: list[list[int]] = [[] for _ in range(env.num_envs)]
+    successes: list[list[bool]] = [[] for _ in range(env.num_envs)]
     running, steps = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
     while min(map(len, returns)) < quota:
         if stopped():
@@ -811,8 +820,9 @@ def evaluate(
             if len(returns[i]) < quota:
                 returns[i].append(float(running[i]))
                 lengths[i].append(int(steps[i]))
+                successes[i] += [] if env.last_success is None else [bool(env.last_success[i])]
             running[i], steps[i] = 0.0, 0
-    return np.concatenate(returns), np.concatenate(lengths)
+    return Evaluation(*map(np.concatenate, (returns, lengths, successes)))
 
 
 # ---- checkpoint ------------------------------------------------------------------------------------------------------
@@ -947,10 +957,12 @@ def evaluate_and_record(
         result = evaluate(run.learner, recorder.env, seed, args.eval_episodes, run.device, *watch)
     if result is None:  # the continued run evaluates this step
         return
-    returns, lengths = result
+    returns, lengths, successes = result
     progress.last_eval = progress.global_step
     log.log_eval(progress.global_step, returns, lengths)
     numbers = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std()}
+    if len(successes):
+        numbers["eval/success_rate"] = successes.mean()
     log.log(progress.global_step, run.learner.update_step, numbers)
     recorder.write(folder / f"videos/step_{progress.global_step}.mp4")
     if returns.mean() > progress.best_return:
@@ -1018,10 +1030,11 @@ def evaluate_run(args: Args) -> int:
     recorder = EpisodeRecorder(env, args.capture_video, print)
     result = evaluate(learner, env, streams.evaluation, args.eval_episodes, device, recorder.observe)
     assert result is not None
-    returns, lengths = result
+    returns, lengths, successes = result
     for episode, (value, length) in enumerate(zip(returns, lengths, strict=True)):
         print(f"episode {episode}: return {value:.2f}, length {length}")
-    print(f"policy of step {about['global_step']}: mean return {returns.mean():.2f}, std {returns.std():.2f}")
+    success = f", success rate {successes.mean():.3f}" if len(successes) else ""
+    print(f"policy of step {about['global_step']}: mean return {returns.mean():.2f}, std {returns.std():.2f}{success}")
     recorder.write(folder / f"videos/evaluate_{about['global_step']}.mp4")
     env.close()
     return 0
@@ -1045,8 +1058,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             offsets = restore(run, folder)
             runlog.record_resumption(folder, config)
         else:
-            suffix = "-".join([*variant(args), *args.run_name.split()])
-            folder = runlog.run_folder(args.runs_dir, SCRIPT, args.scenario, args.seed, suffix)
+            task, words = task_and_variant(args)
+            folder = runlog.run_folder(
+                args.runs_dir, SCRIPT, task, args.seed, "-".join([*words, *args.run_name.split()])
+            )
             runlog.create(folder, config)
         log = runlog.RunLog(folder, args.total_timesteps, offsets=offsets, track=args.track, config=config)
         log.message(f"run folder: {folder}, starting at step {run.progress.global_step}")

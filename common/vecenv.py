@@ -57,6 +57,8 @@ class VecEnv(ABC):
     max_episode_steps: int
     render_fps: int
     """Frames per second at which rendered steps play in real time."""
+    last_success: np.ndarray | None = None
+    """bool (E,): whether the episode that the last step belongs to has been a success; None: a task without success."""
 
     @abstractmethod
     def reset(self, seed: int) -> tuple[list[np.ndarray], np.ndarray]:

@@ -246,7 +246,8 @@ def test_evaluation_takes_as_many_episodes_from_each_environment() -> None:
     lengths, rewards, episodes = [2, 3, 20], [1.0, 10.0, 100.0], 6
     result = H.evaluate(Idle(), ScriptedEnv(lengths, rewards), 0, episodes, torch.device("cpu"))  # pyright: ignore
     assert result is not None
-    returns, ns = result
+    returns, ns, successes = result
+    assert len(successes) == 0
     assert returns.tolist() == [2.0, 2.0, 30.0, 30.0, 2000.0, 2000.0]
     assert ns.tolist() == [2, 2, 3, 3, 20, 20]
     true_mean = np.mean(np.multiply(lengths, rewards))
@@ -254,6 +255,23 @@ def test_evaluation_takes_as_many_episodes_from_each_environment() -> None:
     first_to_finish = np.mean([value for *_, value in finished[:episodes]])
     assert returns.mean() == true_mean
     assert abs(first_to_finish - true_mean) > 600  # the shortcut would have looked like this
+
+
+def test_successes_are_those_of_the_episodes_that_count() -> None:
+    """Environment 0 succeeds in its second episode, environment 1 always; further episodes do not count."""
+    env = ScriptedEnv([2, 3], [1.0, 1.0])
+    plain, episodes = env.step, [0, 0]
+
+    def step(actions: Sequence[np.ndarray]) -> StepResult:
+        result = plain(actions)
+        for i in np.flatnonzero(result.terminated | result.truncated):
+            episodes[i] += 1
+        env.last_success = np.array([episodes[0] == 2, True])
+        return result
+
+    env.step = step
+    result = H.evaluate(Idle(), env, 0, 4, torch.device("cpu"))  # pyright: ignore
+    assert result is not None and result.successes.tolist() == [False, True, True, True]
 
 
 def test_evaluation_leaves_training_bit_unchanged(tmp_path: Path) -> None:

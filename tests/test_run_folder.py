@@ -76,7 +76,7 @@ def test_the_keys_are_those_of_the_documentation(folder: Path) -> None:
     documented = re.findall(r"^\|\s*`(\w+/[^`]+)`\s*\|\s*\S", text, re.MULTILINE)
     assert len(documented) == len(set(documented)) > 10
     written = set().union(*metrics(folder)) - {"global_step", "update_step", "wall_s"}
-    assert {general(key) for key in written} == set(documented)
+    assert {general(key) for key in written} == set(documented) - {"eval/success_rate"}  # these tasks have no success
     for prefix in ("losses/actor", "losses/alpha", "losses/entropy", "credit/shapley", "diag/grad_norm_history"):
         assert {f"{prefix}_0", f"{prefix}_1"} <= written and f"{prefix}_2" not in written
 
