@@ -1,0 +1,1 @@
+"""Its presence marks a clone of DexterousHands."""
