@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 from common.mamujoco_robots import mujoco
 
 COUPLINGS = tuple(f"T_{finger}J1c" for finger in ("FF", "MF", "RF", "LF"))
-# Bits of contype and conaffinity. The hand's geoms collide with objects and tables, not with each other (the model
-# lists 19 pairs that do), nor with the floor, which no hand reaches before its episode ends.
-HAND_BIT, FLOOR_BIT = 1, 2
+# Collision bits: contype says what a geom is, conaffinity what it collides with. Hands meet objects and tables; inside
+# a hand only the 19 pairs collide that its model lists; no hand reaches the floor before its episode ends.
+HAND, GROUND, OBJECT = 1, 2, 4
 
 
 def asset_folder() -> Path:
@@ -69,7 +69,7 @@ def hand_spec(colour: tuple[float, float, float]) -> Any:
         body.gravcomp = 1
     for geom in spec.geoms:
         if geom.name.startswith("C_"):
-            geom.contype, geom.conaffinity = HAND_BIT, 0
+            geom.contype, geom.conaffinity = HAND, 0
         else:
             geom.contype = geom.conaffinity = 0  # also the two markers, boxes of 1 mm, that the asset lets collide
             geom.material, geom.rgba = "", [*colour, 1.0]

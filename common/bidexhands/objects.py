@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from common.bidexhands.hand import FLOOR_BIT, HAND_BIT
+from common.bidexhands.hand import GROUND, HAND, OBJECT
 from common.bidexhands.rotations import about_axis, from_euler_zyx, to_wxyz
 from common.mamujoco_robots import mujoco
 
 Geom = mujoco.mjtGeom
-_ALL = {"contype": HAND_BIT | FLOOR_BIT, "conaffinity": HAND_BIT | FLOOR_BIT}
+_ALL = {"contype": OBJECT, "conaffinity": HAND | GROUND | OBJECT}
 _DENSITY = 500.0  # kg/m^3, of eggs, pen and door
 _TWIST = 0.005  # m, coefficient of torsional friction
 _URDF = from_euler_zyx((np.pi / 2, 0.0, -np.pi / 2))  # from an object's z-up frame to the y-up frame of its links
@@ -53,7 +53,7 @@ def add_egg_goal(world: Any, name: str, position: Sequence[float] | np.ndarray, 
 def add_table(world: Any, position: Sequence[float] | np.ndarray, size: Sequence[float], slide: float) -> None:
     """A fixed box; `size` are full lengths."""
     half = [s / 2 for s in size]
-    surface = {"friction": _friction(slide), "rgba": [0.45, 0.36, 0.28, 1.0], **_ALL}
+    surface = {"friction": _friction(slide), "rgba": [0.45, 0.36, 0.28, 1.0], "contype": GROUND, "conaffinity": HAND}
     world.add_geom(name="table", type=Geom.mjGEOM_BOX, pos=position, size=half, **surface)
 
 
@@ -65,7 +65,7 @@ def add_pot(world: Any, position: Sequence[float] | np.ndarray) -> None:
     lid.add_joint(name="lid_slide", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0, 0, 1], range=[0, 0.06], limited=True)
     for body, mass in ((pot, 3.0), (lid, 1.0)):
         # The file's own inertia, far above that of a pot this size: it makes the pot slow to tip.
-        body.explicitinertial, body.mass, body.inertia = True, mass, [0.2, 0.4, 0.4]
+        body.explicitinertial, body.mass, body.inertia, body.ipos = True, mass, [0.2, 0.4, 0.4], [0, 0, 0]
     metal = {"friction": _friction(1.0), "condim": 4, "rgba": [0.75, 0.76, 0.8, 1.0], **_ALL}
     dark = {**metal, "rgba": [0.25, 0.25, 0.28, 1.0]}
     x0 = -0.005  # the pot's axis is off its frame

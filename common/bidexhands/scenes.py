@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.bidexhands import objects
-from common.bidexhands.hand import FLOOR_BIT, hand_spec
+from common.bidexhands.hand import GROUND, hand_spec
 from common.bidexhands.rotations import about_axis, from_euler_zyx, multiply, rotate, to_wxyz
 from common.bidexhands.tasks import JOINTS, TASKS, Task
 from common.mamujoco_robots import mujoco
@@ -33,10 +33,10 @@ _CAMERAS = {
     "ShadowHandOver": ((0.0, -0.5, 0.5), 1.1, 0, -35),
     "ShadowHandCatchAbreast": ((-0.3, -0.85, 0.5), 1.2, 180, -45),
     "ShadowHandTwoCatchUnderarm": ((0.0, -0.57, 0.5), 1.2, 0, -35),
-    "ShadowHandCatchOver2Underarm": ((0.0, -0.3, 0.7), 1.5, 0, -15),
+    "ShadowHandCatchOver2Underarm": ((0.0, -0.4, 0.7), 1.3, 0, -15),
     "ShadowHandLiftUnderarm": ((0.0, -0.6, 0.5), 1.3, 0, -30),
-    "ShadowHandPen": ((0.2, 0.0, 0.65), 1.3, 150, -40),
-    "ShadowHandDoorCloseInward": ((0.2, 0.0, 0.6), 2.6, 215, -25),
+    "ShadowHandPen": ((0.2, 0.0, 0.65), 1.2, 15, -40),
+    "ShadowHandDoorCloseInward": ((0.3, 0.0, 0.65), 2.2, 205, -30),
     "ShadowHandDoorOpenInward": ((0.1, 0.0, 0.65), 1.9, 215, -25),
     "ShadowHandDoorOpenOutward": ((0.1, 0.0, 0.65), 1.9, 215, -25),
 }
@@ -52,9 +52,13 @@ def build_spec(scenario: str) -> Any:
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
     spec.option.iterations = spec.option.ls_iterations = 20
     world = spec.worldbody
-    world.add_light(pos=[1, -0.5, 3], dir=[-0.3, 0, -1], castshadow=False)
-    plane = {"contype": FLOOR_BIT, "conaffinity": FLOOR_BIT, "rgba": [0.35, 0.4, 0.45, 1.0]}
-    world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[3, 3, 0.1], **plane)
+    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.35] * 3, [0.45] * 3
+    light = {"type": mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, "dir": [-0.4, 0.2, -1], "castshadow": False}
+    world.add_light(pos=[1, -0.5, 3], diffuse=[0.5] * 3, **light)
+    sky = {"type": mujoco.mjtTexture.mjTEXTURE_SKYBOX, "builtin": mujoco.mjtBuiltin.mjBUILTIN_GRADIENT}
+    spec.add_texture(name="sky", rgb1=[0.75, 0.82, 0.9], rgb2=[0.5, 0.56, 0.62], width=64, height=64, **sky)
+    plane = {"contype": GROUND, "conaffinity": 0, "rgba": [0.4, 0.46, 0.52, 1.0]}
+    world.add_geom(name="floor", type=mujoco.mjtGeom.mjGEOM_PLANE, size=[0, 0, 0.1], **plane)
     world.add_camera(name="view", **_camera(*_CAMERAS[scenario]))
     for hand in range(2):
         _add_hand(world, task, hand)
@@ -110,7 +114,7 @@ def _add_hand(world: Any, task: Task, hand: int) -> None:
         return
     com = rotate(_MOUNT_TURN, _HAND_COM)
     base = world.add_body(name=f"base{hand}", pos=position + rotate(rotation, com), quat=to_wxyz(rotation), gravcomp=1)
-    base.explicitinertial, base.mass, base.inertia = True, 1e-3, [1e-6] * 3
+    base.explicitinertial, base.mass, base.inertia, base.ipos = True, 1e-3, [1e-6] * 3, [0, 0, 0]
     base.add_freejoint(name=f"hand{hand}_base")
     base.add_frame(pos=-com).attach_body(mount, f"hand{hand}_", "")
 
