@@ -30,9 +30,9 @@ _START_LIFT = {"lift": 0.0155, "pen": 0.0116}
 
 # Camera: what it looks at, distance, azimuth and elevation (degrees).
 _CAMERAS = {
-    "ShadowHandOver": ((0.0, -0.5, 0.5), 1.1, 0, -35),
-    "ShadowHandCatchAbreast": ((-0.3, -0.85, 0.5), 1.2, 180, -45),
-    "ShadowHandTwoCatchUnderarm": ((0.0, -0.57, 0.5), 1.2, 0, -35),
+    "ShadowHandOver": ((0.0, -0.5, 0.48), 0.95, 0, -35),
+    "ShadowHandCatchAbreast": ((-0.25, -0.85, 0.5), 1.0, 180, -45),
+    "ShadowHandTwoCatchUnderarm": ((0.0, -0.57, 0.48), 1.05, 0, -35),
     "ShadowHandCatchOver2Underarm": ((0.0, -0.4, 0.7), 1.3, 0, -15),
     "ShadowHandLiftUnderarm": ((0.0, -0.6, 0.5), 1.3, 0, -30),
     "ShadowHandPen": ((0.2, 0.0, 0.65), 1.2, 15, -40),
