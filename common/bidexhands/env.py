@@ -246,7 +246,7 @@ class BiDexHandsVecEnv(VecEnv):
             data.qpos[a + 3 : a + 7] = to_wxyz(start.object_rot)
         if self.task.kind == "egg":
             data.mocap_quat[:] = to_wxyz(start.goal_rot)
-        data.ctrl[:] = data.qpos[self._actuated_columns]  # joints at rest, as in the original
+        data.ctrl[:] = data.qpos[self._actuated_columns]  # as in the original; MuJoCo clips targets to the joint ranges
         mujoco.mj_forward(model, data)
         mujoco.mj_rnePostConstraint(model, data)
         self._goal_rot[i] = start.goal_rot
