@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from common.bidexhands import BiDexHandsVecEnv
+from common.bidexhands.simulator import ThreadedMuJoCo
 from common.vecenv import StepResult
 
 EGGS = ("ShadowHandOver", "ShadowHandCatchAbreast", "ShadowHandTwoCatchUnderarm", "ShadowHandCatchOver2Underarm")
@@ -16,6 +17,12 @@ KINDS = (
     "ShadowHandPen",
     "ShadowHandDoorCloseInward",
 )
+
+
+def data_of(env: BiDexHandsVecEnv) -> list:
+    """MuJoCo's own data of each environment."""
+    assert isinstance(env._simulator, ThreadedMuJoCo)
+    return env._simulator.data
 
 
 def random_actions(env: BiDexHandsVecEnv, rng: np.random.Generator) -> list[np.ndarray]:
@@ -37,7 +44,7 @@ def assert_same(a: StepResult, b: StepResult) -> None:
 
 def raw(env: BiDexHandsVecEnv) -> np.ndarray:
     """Positions and velocities of every environment, unrounded."""
-    return np.stack([np.concatenate([d.qpos, d.qvel]) for d in env._data])
+    return np.stack([np.concatenate([d.qpos, d.qvel]) for d in data_of(env)])
 
 
 def through_torch(state: dict) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bidex_helpers import EGGS, KINDS, arrays_of, assert_same, random_actions, raw, through_torch, zero_actions
+from bidex_helpers import EGGS, KINDS, arrays_of, assert_same, data_of, random_actions, raw, through_torch, zero_actions
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, hand
 from common.mamujoco_robots import mujoco
@@ -190,8 +190,8 @@ def test_success_stays_until_the_episode_is_over() -> None:
     egg = env.model.joint("object_free").qposadr[0]
 
     def put(position: tuple[float, float, float]) -> None:
-        env._data[1].qpos[egg : egg + 3] = position
-        mujoco.mj_step1(env.model, env._data[1])
+        data_of(env)[1].qpos[egg : egg + 3] = position
+        mujoco.mj_step1(env.model, data_of(env)[1])
 
     seen = []
     for step in range(8):
@@ -213,7 +213,7 @@ def test_force_scale(scale: float) -> None:
     push[0][:, 2] = 1.0
     for _ in range(3):
         env.step(push)
-    pushed, other = (env._data[0].joint(f"hand{h}_base").qvel[2] for h in range(2))
+    pushed, other = (data_of(env)[0].joint(f"hand{h}_base").qvel[2] for h in range(2))
     assert pushed == pytest.approx(scale * 0.5 * 1e5 / 60 / (100 * 5.012), rel=0.05, abs=0.01)
     assert abs(other) < 0.01
 
@@ -402,7 +402,7 @@ def test_camera_sees_hands_and_objects(scenario: str) -> None:
     """Their origins project into the middle nine tenths of a square picture, in front of the camera."""
     env = BiDexHandsVecEnv(scenario, 1)
     env.reset(0)
-    data, camera = env._data[0], env.model.camera("view").id
+    data, camera = data_of(env)[0], env.model.camera("view").id
     axes, eye = data.cam_xmat[camera].reshape(3, 3), data.cam_xpos[camera]
     half = np.tan(np.radians(env.model.cam_fovy[camera]) / 2)
     names = ["hand0_palm", "hand1_palm", "hand0_wrist", "hand1_wrist", "object"]

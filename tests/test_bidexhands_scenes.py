@@ -5,7 +5,7 @@
 
 import numpy as np
 import pytest
-from bidex_helpers import EGGS, zero_actions
+from bidex_helpers import EGGS, data_of, zero_actions
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, scenes, tasks
 from common.bidexhands.hand import asset_folder, hand_spec
@@ -142,7 +142,7 @@ def test_door_to_be_closed_starts_open_and_opening() -> None:
     right, left = tasks.handle_points(env.task, physics)[0]
     assert right[1] - left[1] > 0.9
     for side in ("right", "left"):
-        hinge = env._data[0].joint(f"door_{side}_hinge")
+        hinge = data_of(env)[0].joint(f"door_{side}_hinge")
         assert (hinge.qpos[0], hinge.qvel[0]) == (1.57, 1.57)
 
 
@@ -190,10 +190,10 @@ def test_saturated_actions_leave_the_physics_sound(scenario: str) -> None:
         if step % 12 == 0:
             actions = [np.sign(rng.uniform(-1, 1, (3, dim))) for dim in env.action_dims]
         result = env.step(actions)
-        for data in env._data:
+        for data in data_of(env):
             assert not any(warning.number for warning in data.warning), scenario
         assert np.isfinite(result.state).all() and np.isfinite(result.reward).all()
-        q = env._read(range(3)).joint_pos
+        q = env._read([0, 1, 2]).joint_pos
         worst = max(worst, np.maximum(tasks.JOINT_LOW - q, q - tasks.JOINT_HIGH)[env._steps > 20].max(initial=0.0))
     assert worst < 0.35  # rad beyond a limit, once the start's own excess is over
 
@@ -288,7 +288,7 @@ def test_hands_collide_with_objects_and_tables_only() -> None:
             if step % 12 == 0:
                 actions = [np.sign(rng.uniform(-1, 1, (1, dim))) for dim in env.action_dims]
             env.step(actions)
-            for contact in env._data[0].contact:
+            for contact in data_of(env)[0].contact:
                 bodies = [env.model.body(env.model.geom_bodyid[g]).name for g in (contact.geom1, contact.geom2)]
                 kinds = sorted(b.split("_")[0] if b.startswith("hand") else "other" for b in bodies)
                 seen.add(tuple(kinds))
@@ -303,7 +303,7 @@ def test_goal_eggs_are_drawn_and_never_touched() -> None:
     for scenario in EGGS:
         env, _ = start(scenario)
         for k, goal in enumerate(TASKS[scenario].goals):
-            body = env._data[0].body(f"goal{k}")
+            body = data_of(env)[0].body(f"goal{k}")
             np.testing.assert_allclose(body.xpos, goal)
             np.testing.assert_allclose(np.roll(body.xquat, -1), env._goal_rot[0], atol=1e-12)
             geoms = np.flatnonzero(env.model.geom_bodyid == env.model.body(f"goal{k}").id)

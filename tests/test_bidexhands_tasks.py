@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bidex_helpers import EGGS, random_actions
+from bidex_helpers import EGGS, data_of, random_actions
 from scipy.spatial.transform import Rotation
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, rotations, tasks
@@ -206,7 +206,7 @@ class Naive:
     """Rewards, ends, success and state of one environment, read from `MjData` body by body."""
 
     def __init__(self, env: BiDexHandsVecEnv, index: int):
-        self.env, self.model, self.data = env, env.model, env._data[index]
+        self.env, self.model, self.data = env, env.model, data_of(env)[index]
         self.goal_rot = Rotation.from_quat(env._goal_rot[index])
         self.name = env.scenario
 
@@ -333,7 +333,7 @@ def test_state_reward_and_end_equal_the_loops(scenario: str) -> None:
         actions = random_actions(env, rng)
         success &= ~env._pending
         result = env.step(actions)
-        tip_force = env._read(range(3)).tip_force
+        tip_force = env._read([0, 1, 2]).tip_force
         for i in range(3):
             naive = Naive(env, i)
             reward, end, good = naive.outcome()
@@ -365,7 +365,7 @@ def test_observation_is_the_state_without_the_other_hand(scenario: str) -> None:
 def test_agents_do_not_see_the_other_hand(scenario: str) -> None:
     env = BiDexHandsVecEnv(scenario, 2)
     env.reset(0)
-    physics, task = env._read(range(2)), env.task
+    physics, task = env._read([0, 1]), env.task
     actions = np.zeros((2, 2, task.action_dim))
     obs, state = tasks.observe(task, physics, env._goal_rot, actions)
 
@@ -391,7 +391,7 @@ def test_physics_and_contact_forces_equal_mujocos_own_step(scenario: str) -> Non
     """`mj_step` twice gives the same bits; the forces on the fingertips are the sums over the contacts it lists."""
     env = BiDexHandsVecEnv(scenario, 1, isaac_done_semantics=True)  # no reset before we look at the physics
     env.reset(2)
-    model, data, twin = env.model, env._data[0], mujoco.MjData(env.model)
+    model, data, twin = env.model, data_of(env)[0], mujoco.MjData(env.model)
     rng, touched, done = np.random.default_rng(0), 0, False
     while not done:
         saved = env.get_state()["physics"][0]
@@ -454,7 +454,7 @@ def test_start_reaches_the_simulator(scenario: str) -> None:
     env = BiDexHandsVecEnv(scenario, 2)
     obs, _ = env.reset(5)
     task = env.task
-    physics = env._read(range(2))
+    physics = env._read([0, 1])
     for i in range(2):
         start = tasks.draw_start(task, np.random.default_rng(5 + i))
         for k, place in enumerate(task.objects):
