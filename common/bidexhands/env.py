@@ -21,6 +21,7 @@ from common.bidexhands.rotations import conjugate, cross, rotate, to_wxyz
 from common.bidexhands.scenes import compile_model, sensor_layout, start_qpos, start_qvel
 from common.bidexhands.simulator import Simulator, ThreadedMuJoCo
 from common.bidexhands.tasks import SCENARIOS, TASKS, Physics
+from common.bidexhands.warp import WarpMuJoCo
 from common.mamujoco_robots import mujoco
 from common.vecenv import RenderError, StepResult, VecEnv, saved_array
 
@@ -39,6 +40,8 @@ class BiDexHandsVecEnv(VecEnv):
     `isaac_done_semantics`: bookkeeping as in HARL. The time limit counts as termination, a step that ends an episode
     returns its last observation, and the next step starts the new episode before it applies its action, so one
     transition an episode leads from an end to the next beginning.
+
+    `sim`: "mujoco" runs on `sim_threads` threads, which change no result; "mujoco_warp" on a GPU (see warp.py).
 
     After a step `last_success` (bool (E,)) says whether the task's condition of success has held in the episode that
     the step belongs to, up to and including the step.
@@ -60,8 +63,8 @@ class BiDexHandsVecEnv(VecEnv):
             raise ValueError(f"unknown scenario {scenario!r}; allowed: {', '.join(SCENARIOS)}")
         if sim not in SIMS:
             raise ValueError(f"unknown sim {sim!r}; allowed: {', '.join(SIMS)}")
-        if sim != "mujoco":
-            raise ValueError(f"sim {sim!r} is not this class's; it runs 'mujoco' only")
+        if sim == "isaacgym":
+            raise ValueError("sim 'isaacgym' is not one of this class's: mujoco, mujoco_warp")
         if num_envs < 1 or sim_threads < 1:
             raise ValueError(f"num_envs and sim_threads must be >= 1, got {num_envs} and {sim_threads}")
         if not (np.isfinite(base_force_scale) and base_force_scale >= 0):
@@ -76,7 +79,11 @@ class BiDexHandsVecEnv(VecEnv):
         self.action_high = [np.full(task.action_dim, 1, dtype=np.float32) for _ in range(2)]
 
         self.model = compile_model(scenario)
-        self._simulator: Simulator = ThreadedMuJoCo(self.model, num_envs, sim_threads)
+        self._simulator: Simulator
+        if sim == "mujoco":
+            self._simulator = ThreadedMuJoCo(self.model, num_envs, sim_threads)
+        else:
+            self._simulator = WarpMuJoCo(self.model, num_envs)
         self._map_columns()
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._success = np.zeros(num_envs, dtype=bool)

@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 
 class Simulator(ABC):
-    """E copies of a scene. `start`, `step` and `set_state` leave everything that `read` reports up to date."""
+    """E copies of a scene. `read` reports what `start` or `step` led to, not what `set_state` did."""
 
     def __init__(self, model: Any, num_envs: int):
         self.model, self.num_envs = model, num_envs
