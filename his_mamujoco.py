@@ -93,7 +93,7 @@ class Args:
     """transitions in the replay buffer D (Table 1)"""
     batch_size: int = 1000
     """B, transitions in an update (Tables 2, 4, 5)"""
-    gamma: float = 0.99
+    gamma: float = 0.99  # DIFFERS: the paper's value
     """discount factor (Tables 2, 4, 6)"""
     n_step: int = 10  # DIFFERS: the paper's value
     """K, length of the n-step return (Tables 2, 4, 5)"""

@@ -9,6 +9,7 @@ import tokenize
 import pytest
 from script_helpers import ROOT, SCRIPT
 
+import his_bidexhands
 import his_mamujoco
 import his_mpe
 
@@ -19,7 +20,7 @@ COMMANDS = (
     "pip install -r requirements-dev.txt && python -m pytest",
 )
 SOURCE = SCRIPT.read_text()
-SCRIPTS = {"his_mamujoco": his_mamujoco, "his_mpe": his_mpe}
+SCRIPTS = {"his_mamujoco": his_mamujoco, "his_mpe": his_mpe, "his_bidexhands": his_bidexhands}
 
 
 def comments() -> str:

@@ -199,10 +199,10 @@ def test_yields_what_the_task_does(make: MakeEnv, root: str, isaac_done_semantic
         actions = random_actions(env, rng, ends=0.004)
         result, want = env.step(actions), expected.step(actions, isaac_done_semantics)
         assert_close(result, want)
-        np.testing.assert_array_equal(env.success, expected.reported_success)
+        np.testing.assert_array_equal(env.last_success, expected.reported_success)
         terminations += int(result.terminated.sum())
         time_outs += int(result.truncated.sum())
-        successes += int(env.success.sum())
+        successes += int(env.last_success.sum())
         for new, final in zip(result.obs, result.final_obs):
             moved = (new != final).any(axis=1)
             ended = result.terminated | result.truncated
@@ -296,7 +296,7 @@ def test_results_belong_to_the_caller(make: MakeEnv) -> None:
     kept = [(x, x.copy()) for x in (*obs, state)]
     for _ in range(30):
         result = env.step(random_actions(env, rng, ends=0.1))
-        arrays = [*result.obs, *result.final_obs, *(x for x in result if isinstance(x, np.ndarray)), env.success]
+        arrays = [*result.obs, *result.final_obs, *(x for x in result if isinstance(x, np.ndarray)), env.last_success]
         assert not any(np.shares_memory(x, y) for i, x in enumerate(arrays) for y in arrays[:i])
         kept += [(x, x.copy()) for x in arrays]
     for x, copy in kept:

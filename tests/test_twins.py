@@ -6,7 +6,7 @@ import re
 import pytest
 from script_helpers import ROOT
 
-REFERENCE, COPIES = "his_mamujoco.py", ("his_mpe.py",)
+REFERENCE, COPIES = "his_mamujoco.py", ("his_mpe.py", "his_bidexhands.py")
 MARK = re.compile(r"# .*DIFFERS: \S+")
 
 

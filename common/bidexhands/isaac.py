@@ -9,35 +9,14 @@ Shape letters: E environments, O_i observation size, S state size, A_i action si
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from common.bidexhands import isaac_worker as protocol
 from common.bidexhands.isaac_process import DEFAULT_SIM, Interpreter, IsaacGymError, Worker
+from common.bidexhands.tasks import SCENARIOS, TASKS
 from common.vecenv import RenderError, StepResult, VecEnv, check_finite, saved_array
-
-
-class TaskSizes(NamedTuple):
-    """What the tasks of the originals have, for each of the two agents."""
-
-    obs: int
-    state: int
-    action: int
-    max_episode_steps: int
-
-
-SCENARIOS: dict[str, TaskSizes] = {
-    "ShadowHandOver": TaskSizes(211, 398, 20, 75),
-    "ShadowHandCatchAbreast": TaskSizes(223, 422, 26, 150),
-    "ShadowHandTwoCatchUnderarm": TaskSizes(247, 446, 26, 75),
-    "ShadowHandCatchOver2Underarm": TaskSizes(223, 422, 26, 75),
-    "ShadowHandLiftUnderarm": TaskSizes(218, 417, 26, 500),
-    "ShadowHandPen": TaskSizes(218, 417, 26, 125),
-    "ShadowHandDoorCloseInward": TaskSizes(218, 417, 26, 250),
-    "ShadowHandDoorOpenInward": TaskSizes(218, 417, 26, 250),
-    "ShadowHandDoorOpenOutward": TaskSizes(218, 417, 26, 250),
-}
 
 
 class IsaacBiDexHandsVecEnv(VecEnv):
@@ -54,8 +33,8 @@ class IsaacBiDexHandsVecEnv(VecEnv):
     then joins the two episodes.
 
     `final_obs` and `final_state` are exact in both. Environment i has no stream of its own: one seed serves all, and
-    PhysX on a GPU does not repeat itself. `success`, bool (E,), says where the episode that the last step belongs to
-    has met the task's success condition.
+    PhysX on a GPU does not repeat itself. `last_success`, bool (E,), says where the episode of the last step has met
+    the task's success condition.
 
     A hang of more than `step_timeout_s` in a step or `start_timeout_s` at the start (compiling, loading, building), a
     crash, and whatever else goes wrong in the worker raise `IsaacGymError` and end the worker.
@@ -63,6 +42,7 @@ class IsaacBiDexHandsVecEnv(VecEnv):
 
     num_agents = 2
     render_fps = 60
+    last_success: np.ndarray
 
     def __init__(
         self,
@@ -79,12 +59,12 @@ class IsaacBiDexHandsVecEnv(VecEnv):
         if num_envs < 1 or step_timeout_s <= 0 or start_timeout_s <= 0:
             raise ValueError(f"num_envs must be >= 1 and timeouts > 0: {num_envs}, {step_timeout_s}, {start_timeout_s}")
         self.scenario, self.num_envs, self.isaac_done_semantics = scenario, num_envs, isaac_done_semantics
-        sizes = SCENARIOS[scenario]
-        self.obs_dims, self.action_dims, self.state_dim = [sizes.obs] * 2, [sizes.action] * 2, sizes.state
-        self.action_low = [-np.ones(sizes.action, np.float32) for _ in range(2)]
-        self.action_high = [np.ones(sizes.action, np.float32) for _ in range(2)]
+        sizes = TASKS[scenario]
+        self.obs_dims, self.action_dims, self.state_dim = [sizes.obs_dim] * 2, [sizes.action_dim] * 2, sizes.state_dim
+        self.action_low = [-np.ones(sizes.action_dim, np.float32) for _ in range(2)]
+        self.action_high = [np.ones(sizes.action_dim, np.float32) for _ in range(2)]
         self.max_episode_steps = sizes.max_episode_steps
-        self.success = np.zeros(num_envs, dtype=bool)
+        self.last_success = np.zeros(num_envs, dtype=bool)
         self._timeouts = (start_timeout_s, step_timeout_s)
         self._task_root = find_task_root(isaac_task_root)
         self._python = Interpreter(isaac_python)
@@ -100,7 +80,7 @@ class IsaacBiDexHandsVecEnv(VecEnv):
         self._worker.request(self._timeouts[1], op="reset", seed=seed)
         self._interrupted, self._seed, self._steps = None, seed, 0
         self._obs = self._observation("obs", "state")
-        self.success[:] = False
+        self.last_success[:] = False
         return self._copy_of_obs()
 
     def step(self, actions: Sequence[np.ndarray]) -> StepResult:
@@ -120,7 +100,7 @@ class IsaacBiDexHandsVecEnv(VecEnv):
         reward = worker.arrays["reward"].copy()
         check_finite("reward", [reward])
         done, time_out = worker.arrays["done"] != 0, worker.arrays["time_out"] != 0
-        self.success = worker.arrays["success"] != 0
+        self.last_success = worker.arrays["success"] != 0
         truncated = np.zeros_like(done) if self.isaac_done_semantics else done & time_out
         return StepResult(*self._copy_of_obs(), reward, done & ~truncated, truncated, final_obs, final_state)
 
