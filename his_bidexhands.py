@@ -168,8 +168,9 @@ PRESETS: dict[str, dict[str, Any]] = {scenario: {} for scenario in NUM_AGENTS} |
 POSITIVE = (1e-12, None)
 LIMITS: dict[str, tuple[float | None, float | None]] = {  # DIFFERS: the environment's fields
     **dict.fromkeys(
-        "total_timesteps num_envs torch_threads eval_every eval_episodes eval_envs log_every save_every batch_size n_step "
-        "hidden_sizes train_interval update_per_train policy_frequency mini_epochs num_coalitions sim_threads".split(),
+        "total_timesteps num_envs torch_threads eval_every eval_episodes eval_envs log_every save_every batch_size "
+        "n_step hidden_sizes train_interval update_per_train policy_frequency mini_epochs num_coalitions "
+        "sim_threads".split(),
         (1, None),
     ),
     **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "beta", "xi"), POSITIVE),
