@@ -93,13 +93,17 @@ def measured(lines: Sequence[Mapping[str, Any]], wall_s: float, cpu_s: float) ->
 
 
 def calibrate(
-    kinds: Mapping[str, Run], extra: Sequence[str], workers: int, say: Callable[[str], None]
+    kinds: Mapping[str, Run],
+    extra: Sequence[str],
+    workers: int,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Rate]:
-    """Measure these kinds, `workers` at a time; a kind that cannot be measured is said in one line and left out."""
+    """Measure these kinds, `workers` at a time, until `stopped()`; one that cannot be measured is said and left out."""
     waiting, running, rates = list(kinds.items()), {}, {}
     with tempfile.TemporaryDirectory(prefix="calibration-") as temporary:
         try:
-            while waiting or running:
+            while (waiting or running) and not stopped():
                 while waiting and len(running) < workers:
                     name, run = waiting.pop(0)
                     place = Path(temporary) / str(len(kinds) - len(waiting))

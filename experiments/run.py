@@ -143,7 +143,9 @@ def steps_done(job: Job) -> int:
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
-def rates_of(jobs: Sequence[Job], extra: Sequence[str], args: argparse.Namespace, say: Any) -> dict[str, cost.Rate]:
+def rates_of(
+    jobs: Sequence[Job], extra: Sequence[str], args: argparse.Namespace, say: Any, signals: "Signals"
+) -> dict[str, cost.Rate]:
     """The rate of each kind that has anything left to do: from runs of this suite, else measured before, else now."""
     commit = git_commit()
     kinds: dict[str, Run] = {}
@@ -162,7 +164,7 @@ def rates_of(jobs: Sequence[Job], extra: Sequence[str], args: argparse.Namespace
     todo = {name: run for name, run in kinds.items() if name not in rates}
     if todo:
         say(f"measuring {len(todo)} kinds of run, {args.workers} at a time (some seconds to a minute each)")
-        new = cost.calibrate(todo, extra, args.workers, say)
+        new = cost.calibrate(todo, extra, args.workers, say, lambda: signals.count > 0)
         with contextlib.suppress(OSError):  # a read-only place costs a measurement next time, nothing else
             cost.save(args.calibration, commit, kept | new)
         rates |= new
@@ -220,7 +222,7 @@ def clock(seconds: float) -> str:
 
 # ---- what the user sees ----------------------------------------------------------------------------------------------
 class Board:
-    """A table that redraws itself on a terminal, plain lines now and then elsewhere; output that fails is not missed."""
+    """A table that redraws itself on a terminal, plain lines now and then elsewhere; failing output is not missed."""
 
     def __init__(self, out: TextIO, every: float) -> None:
         self.out, self.every, self.terminal = out, every, out.isatty()
@@ -295,24 +297,21 @@ def row(job: Job, progress: folders.Progress, seconds: float | None) -> str:
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
-class Stopped(BaseException):
-    """A signal came while there was nothing to save."""
-
-
 class Signals:
-    """Counts SIGINT, SIGTERM and SIGHUP; the first one raises `Stopped` while `raising`."""
+    """Counts SIGINT, SIGTERM and SIGHUP."""
 
     def __init__(self) -> None:
-        self.count, self.signum, self.raising = 0, 0, False
+        self.count, self.signum = 0, 0
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup stays in force
                 signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.count, self.signum = self.count + 1, signum
-        if self.raising:
-            self.raising = False
-            raise Stopped
+
+    @property
+    def exit_status(self) -> int:
+        return 128 + self.signum
 
 
 def work(pool: LocalPool, board: Board, signals: Signals, rates: dict[str, cost.Rate]) -> None:
@@ -374,9 +373,9 @@ def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, sign
     if commit is not None and commit.endswith("+dirty"):
         board.say("the source tree has uncommitted changes: the commit in config.json does not describe these runs")
     measure = not (suite.smoke or suite.check)
-    signals.raising = True
-    rates = rates_of(jobs, extra, args, board.say) if measure else {}
-    signals.raising = False
+    rates = rates_of(jobs, extra, args, board.say, signals) if measure else {}
+    if signals.count:
+        return signals.exit_status
     for line in announce(suite, jobs, rates, args, extra):
         board.say(line)
     if args.dry_run:
@@ -395,7 +394,7 @@ def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, sign
     if lock is not None:
         os.close(lock)
     unfinished = any(job.state != "finished" for job in jobs)
-    return 128 + signals.signum if signals.count and unfinished else status
+    return signals.exit_status if signals.count and unfinished else status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -407,8 +406,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except folders.SuiteError as error:
         print(f"experiments.run: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except Stopped:
-        return 128 + signals.signum
 
 
 if __name__ == "__main__":
