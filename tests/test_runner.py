@@ -341,7 +341,7 @@ def test_runs_of_another_commit_are_not_mixed_in(changes: dict[str, Any], tmp_pa
 
 
 def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(tmp_path: Path) -> None:
-    runs = [toy_run(seed, FAKE) for seed in (1, 2)]
+    runs = [toy_run(seed) for seed in (1, 2)]
     said: list[str] = []
 
     def may_start() -> None:
@@ -408,9 +408,9 @@ def test_wrong_usage_is_one_line(argv: list[str], words: str, capsys: pytest.Cap
 # ---- cost
 
 
-def toy_run(seed: int = 1, script: Path = FAKE, **settings: Any) -> Run:
+def toy_run(seed: int = 1, **settings: Any) -> Run:
     values = {"total_timesteps": 2000, "eval_every": 500, "log_every": 1000, "save_every": 1000} | settings
-    return Run(str(script), "toy", "ok", seed, values)
+    return Run(str(FAKE), "toy", "ok", seed, values)
 
 
 RATE = cost.Rate(step_s=0.002, eval_s=3.0, start_s=4.0, cpu_share=0.5, source="calibration")
@@ -442,9 +442,16 @@ def test_the_estimate_is_the_sum_over_runs_and_says_what_it_lacks() -> None:
 
 def test_kinds_tell_apart_what_costs_differently_only() -> None:
     kind = cost.kind(toy_run())
-    for same in (dict(beta=2.0), dict(total_timesteps=10**7), dict(floor="none", credit_coef=0.5)):
+    free: list[dict[str, Any]] = [{"beta": 2.0}, {"total_timesteps": 10**7}, {"floor": "none", "credit_coef": 0.5}]
+    for same in free:
         assert cost.kind(toy_run(2, **same)) == kind
-    for other in (dict(num_coalitions=2), dict(credit="local"), dict(policy_frequency=1), dict(rules="harl")):
+    others: list[dict[str, Any]] = [
+        {"num_coalitions": 2},
+        {"credit": "local"},
+        {"policy_frequency": 1},
+        {"rules": "harl"},
+    ]
+    for other in others:
         assert cost.kind(toy_run(**other)) != kind
     assert cost.kind(toy_run(), ["--matmul-precision", "medium"]) != kind
 
