@@ -8,8 +8,9 @@ packages of each) and `curves.png`, a panel a scenario: single runs thin, their 
 bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: the IQM at a few steps, single runs in
 brackets, and the comparison of the algorithms.
 
-`--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places or
-on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each policy becomes a line of the plot.
+`--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
+or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each
+policy becomes a line of the plot.
 """
 
 import argparse
