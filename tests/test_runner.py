@@ -313,6 +313,40 @@ def test_a_signal_while_measuring_starts_nothing_and_leaves_no_process(tmp_path:
     assert not (tmp_path / "suite/fake").exists()
 
 
+def test_a_run_that_finished_in_other_hands_is_not_started(tmp_path: Path) -> None:
+    path = make_finished(tmp_path)
+    first = Run(str(FAKE), "toy", "ok", 1, schedule(STEPS))
+    said: list[str] = []
+    pool = LocalPool([Job(first)], tmp_path / "suite", 1, 0, (), lambda: None, said.append)
+    assert not pool.poll() and pool.jobs[0].state == "finished" and said == ["toy_ok_seed1: finished"]
+    assert starts(path) == [0]
+
+
+# ---- the table
+
+
+def test_the_table_counts_steps_and_shares_what_is_left_among_workers(tmp_path: Path) -> None:
+    """Two runs to go: 1500 steps at the 1 s of its own metrics; 2000 at 0.002 s, 4 evaluations and a start by rate."""
+    jobs = [Job(toy_run(seed)) for seed in (1, 2, 3, 4)]
+    jobs[0].state, jobs[1].state, jobs[2].state = "finished", "running", "failed"
+    jobs[1].folder, jobs[1].restarts = tmp_path, 2
+    lines = [line(300, 10, 50.0), line(500, 20, 250.0, **{"eval/return_mean": -7.25, "charts/SPS": 1.4})]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    head, only, summary = runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 1, (), 10)
+    assert only.split() == ["toy_ok_seed2", "500", "25.0", "-7.2", "1", "25m", "00s", "2"]
+    # (1500 + 4 + 4 + 12) s with one worker; with two, the longer of the two runs
+    assert summary.split("; ") == [
+        " 31.2 % of 8,000 steps",
+        "1 finished, 1 running, 1 waiting, 1 failed",
+        "ETA 25m 20s",
+    ]
+    assert runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 2, (), 10)[-1].endswith("ETA 25m 00s")
+    many = [dataclasses.replace(jobs[1]) for _ in range(5)]
+    shown = runner.table(many, {}, 5, (), 3)
+    assert len(shown) == 5 and shown[3] == "  ... and 3 more"
+    assert [runner.clock(s) for s in (59.6, 3599, 3600, 90_000)] == ["1m 00s", "59m 59s", "1h 00m", "1d 01h"]
+
+
 # ---- what is refused
 
 
