@@ -374,21 +374,27 @@ def test_runs_of_another_commit_are_not_mixed_in(changes: dict[str, Any], tmp_pa
     assert status == 0 and len(all_folders(tmp_path)) == 4, output
 
 
-def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(tmp_path: Path) -> None:
-    runs = [toy_run(seed) for seed in (1, 2)]
-    said: list[str] = []
+def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commits = ["1" * 40]
+    monkeypatch.setattr(runner, "git_commit", lambda: commits[-1])
+    board = runner.Board(sys.stdout, 300)
 
-    def may_start() -> None:
-        if said:
-            raise folders.SuiteError("the commit has changed")
+    def say(line: str) -> None:
+        board.say(line)
+        commits.append("2" * 40 + "+dirty")
 
-    pool = LocalPool([Job(run) for run in runs], tmp_path / "suite", 1, 0, (), may_start, said.append)
+    jobs = [Job(toy_run(seed)) for seed in (1, 2)]
+    pool = LocalPool(jobs, tmp_path / "suite", 1, 0, (), lambda: runner.check_unchanged(commits[0]), say)
     (tmp_path / "suite").mkdir()
     while pool.poll():
         time.sleep(0.02)
     assert [job.state for job in pool.jobs] == ["finished", "waiting"]
-    assert pool.refusal == "the commit has changed" and said[-1].endswith("the commit has changed")
-    assert runner.conclude(Suite("", []), pool, runner.Board(sys.stdout, 300)) == 2
+    assert pool.refusal == "the commit has changed from 1111111111 to 2222222222+dirty"
+    assert runner.conclude(Suite("", []), pool, board) == 2
+    assert f"nothing more is started: {pool.refusal}" in capsys.readouterr().out
+    runner.check_unchanged(None)
 
 
 def test_a_folder_with_other_settings_is_not_taken_for_finished(tmp_path: Path) -> None:
