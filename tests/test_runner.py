@@ -39,7 +39,7 @@ suites.SUITES["fake"] = suites.Suite("a fake", [group])
 sys.exit(main(["fake", *argv]))
 """
 STEPS = 10_000  # a line of metrics and a checkpoint every 1000 steps, in 0.02 s
-LONG = 400_000  # a line every 5000 steps, in 0.02 s; a checkpoint every 20,000
+LONG = 800_000  # a line every 5000 steps, in 0.02 s; a checkpoint every 40,000
 
 
 def command(variants: str, *argv: object, steps: int = STEPS) -> list[str]:
@@ -198,7 +198,7 @@ def test_a_child_killed_by_sigkill_is_restarted(tmp_path: Path) -> None:
     assert status == 0 and "signal SIGKILL" in output and "restart 1 of 3" in output, output
     assert_complete(tmp_path, LONG, 1)
     first, second = starts(folder(tmp_path))
-    assert first == 0 and second >= 20_000
+    assert first == 0 and second >= 40_000
 
 
 # ---- the runner itself dies
@@ -210,7 +210,7 @@ def test_a_killed_runner_takes_its_runs_along_and_a_rerun_goes_on(tmp_path: Path
     process.kill()
     process.communicate()
     before = pids(tmp_path)
-    wait_for(lambda: not any(map(is_alive, before)), "end of the runs", 10)
+    wait_for(lambda: not any(map(is_alive, before)), "end of the runs")
     ends = [words[2] for path in all_folders(tmp_path) for words in history(path) if words[1] == "end"]
     assert ends == ["143", "143"], "they should have saved on SIGTERM"
     status, output = run("ok", tmp_path, steps=LONG)
@@ -221,7 +221,7 @@ def test_a_killed_runner_takes_its_runs_along_and_a_rerun_goes_on(tmp_path: Path
 
 
 def test_a_run_that_outlives_its_runner_is_waited_for_not_doubled(tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(steps=1_000_000)  # it would take four seconds, and heeds SIGTERM after two
+    options: dict[str, Any] = dict(steps=2_000_000)  # it would take eight seconds, and heeds SIGTERM after four
     process = start("stubborn", tmp_path, "--tasks", "toy", "--seeds", 1, **options)
     wait_for(under_way(tmp_path, 1), "a checkpoint")
     process.kill()
@@ -292,11 +292,10 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert process.stdout is not None
     while "stopping" not in (line := process.stdout.readline()):
         assert line
-    began = time.monotonic()
     assert is_alive(pid)
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
-    assert time.monotonic() - began < 1.5 and not is_alive(pid)
+    assert not is_alive(pid)
     assert [words[1] for words in history(folder(tmp_path, "stubborn"))] == ["start"]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.provenance import cpu_model, git_commit
 
-STUBBORN_S = 2.0
+STUBBORN_S = 4.0
 
 
 def parse(argv):
