@@ -132,12 +132,12 @@ def check_commits(folders: Iterable[Folder], commit: str) -> None:
         others = folder.commits - {commit}
         if others:
             raise SuiteError(
-                f"{folder.path} was run at commit {_short(min(others))}, this is {_short(commit)}: check that out,"
+                f"{folder.path} was run at commit {short(min(others))}, this is {short(commit)}: check that out,"
                 " choose another --runs-dir, or mix them with --allow-mixed-commits"
             )
 
 
-def _short(commit: str) -> str:
+def short(commit: str) -> str:
     """Ten digits and "+dirty"."""
     digits, dirty, _ = commit.partition("+dirty")
     return digits[:10] + dirty

@@ -142,6 +142,12 @@ def steps_done(job: Job) -> int:
     return folders.progress(job.folder).step if job.folder else 0
 
 
+def check_unchanged(commit: str | None) -> None:
+    """SuiteError when the source tree has moved on since the suite started (`commit` None: that is allowed)."""
+    if commit is not None and (now := git_commit()) != commit:
+        raise folders.SuiteError(f"the commit has changed from {folders.short(commit)} to {folders.short(now)}")
+
+
 # ---- cost ------------------------------------------------------------------------------------------------------------
 def rates_of(
     jobs: Sequence[Job], extra: Sequence[str], args: argparse.Namespace, say: Any, signals: "Signals"
@@ -380,12 +386,9 @@ def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, sign
         board.say(line)
     if args.dry_run:
         return 0
-
-    def may_start() -> None:
-        if commit is not None and (now := git_commit()) != commit:
-            raise folders.SuiteError(f"the commit has changed from {commit} to {now}")
-
-    pool = LocalPool(jobs, runs_dir, args.workers, args.max_restarts, extra, may_start, board.say, args.prune)
+    pool = LocalPool(
+        jobs, runs_dir, args.workers, args.max_restarts, extra, lambda: check_unchanged(commit), board.say, args.prune
+    )
     try:
         work(pool, board, signals, rates)
     finally:

@@ -39,7 +39,7 @@ suites.SUITES["fake"] = suites.Suite("a fake", [group])
 sys.exit(main(["fake", *argv]))
 """
 STEPS = 10_000  # a line of metrics and a checkpoint every 1000 steps, in 0.02 s
-LONG = 400_000  # a line every 5000 steps, in 0.02 s; a checkpoint every 20,000
+LONG = 800_000  # a line every 5000 steps, in 0.02 s; a checkpoint every 40,000
 
 
 def command(variants: str, *argv: object, steps: int = STEPS) -> list[str]:
@@ -198,7 +198,7 @@ def test_a_child_killed_by_sigkill_is_restarted(tmp_path: Path) -> None:
     assert status == 0 and "signal SIGKILL" in output and "restart 1 of 3" in output, output
     assert_complete(tmp_path, LONG, 1)
     first, second = starts(folder(tmp_path))
-    assert first == 0 and second >= 20_000
+    assert first == 0 and second >= 40_000
 
 
 # ---- the runner itself dies
@@ -210,7 +210,7 @@ def test_a_killed_runner_takes_its_runs_along_and_a_rerun_goes_on(tmp_path: Path
     process.kill()
     process.communicate()
     before = pids(tmp_path)
-    wait_for(lambda: not any(map(is_alive, before)), "end of the runs", 10)
+    wait_for(lambda: not any(map(is_alive, before)), "end of the runs")
     ends = [words[2] for path in all_folders(tmp_path) for words in history(path) if words[1] == "end"]
     assert ends == ["143", "143"], "they should have saved on SIGTERM"
     status, output = run("ok", tmp_path, steps=LONG)
@@ -221,7 +221,7 @@ def test_a_killed_runner_takes_its_runs_along_and_a_rerun_goes_on(tmp_path: Path
 
 
 def test_a_run_that_outlives_its_runner_is_waited_for_not_doubled(tmp_path: Path) -> None:
-    options: dict[str, Any] = dict(steps=1_000_000)  # it would take four seconds, and heeds SIGTERM after two
+    options: dict[str, Any] = dict(steps=2_000_000)  # it would take eight seconds, and heeds SIGTERM after four
     process = start("stubborn", tmp_path, "--tasks", "toy", "--seeds", 1, **options)
     wait_for(under_way(tmp_path, 1), "a checkpoint")
     process.kill()
@@ -292,11 +292,10 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     assert process.stdout is not None
     while "stopping" not in (line := process.stdout.readline()):
         assert line
-    began = time.monotonic()
     assert is_alive(pid)
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
-    assert time.monotonic() - began < 1.5 and not is_alive(pid)
+    assert not is_alive(pid)
     assert [words[1] for words in history(folder(tmp_path, "stubborn"))] == ["start"]
 
 
@@ -311,6 +310,40 @@ def test_a_signal_while_measuring_starts_nothing_and_leaves_no_process(tmp_path:
     assert finish(process)[0] == 143
     assert not any(is_alive(int(pid)) for pid in children)
     assert not (tmp_path / "suite/fake").exists()
+
+
+def test_a_run_that_finished_in_other_hands_is_not_started(tmp_path: Path) -> None:
+    path = make_finished(tmp_path)
+    first = Run(str(FAKE), "toy", "ok", 1, schedule(STEPS))
+    said: list[str] = []
+    pool = LocalPool([Job(first)], tmp_path / "suite", 1, 0, (), lambda: None, said.append)
+    assert not pool.poll() and pool.jobs[0].state == "finished" and said == ["toy_ok_seed1: finished"]
+    assert starts(path) == [0]
+
+
+# ---- the table
+
+
+def test_the_table_counts_steps_and_shares_what_is_left_among_workers(tmp_path: Path) -> None:
+    """Two runs to go: 1500 steps at the 1 s of its own metrics; 2000 at 0.002 s, 4 evaluations and a start by rate."""
+    jobs = [Job(toy_run(seed)) for seed in (1, 2, 3, 4)]
+    jobs[0].state, jobs[1].state, jobs[2].state = "finished", "running", "failed"
+    jobs[1].folder, jobs[1].restarts = tmp_path, 2
+    lines = [line(300, 10, 50.0), line(500, 20, 250.0, **{"eval/return_mean": -7.25, "charts/SPS": 1.4})]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    head, only, summary = runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 1, (), 10)
+    assert only.split() == ["toy_ok_seed2", "500", "25.0", "-7.2", "1", "25m", "00s", "2"]
+    # (1500 + 4 + 4 + 12) s with one worker; with two, the longer of the two runs
+    assert summary.split("; ") == [
+        " 31.2 % of 8,000 steps",
+        "1 finished, 1 running, 1 waiting, 1 failed",
+        "ETA 25m 20s",
+    ]
+    assert runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 2, (), 10)[-1].endswith("ETA 25m 00s")
+    many = [dataclasses.replace(jobs[1]) for _ in range(5)]
+    shown = runner.table(many, {}, 5, (), 3)
+    assert len(shown) == 5 and shown[3] == "  ... and 3 more"
+    assert [runner.clock(s) for s in (59.6, 3599, 3600, 90_000)] == ["1m 00s", "59m 59s", "1h 00m", "1d 01h"]
 
 
 # ---- what is refused
@@ -340,21 +373,27 @@ def test_runs_of_another_commit_are_not_mixed_in(changes: dict[str, Any], tmp_pa
     assert status == 0 and len(all_folders(tmp_path)) == 4, output
 
 
-def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(tmp_path: Path) -> None:
-    runs = [toy_run(seed) for seed in (1, 2)]
-    said: list[str] = []
+def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commits = ["1" * 40]
+    monkeypatch.setattr(runner, "git_commit", lambda: commits[-1])
+    board = runner.Board(sys.stdout, 300)
 
-    def may_start() -> None:
-        if said:
-            raise folders.SuiteError("the commit has changed")
+    def say(line: str) -> None:
+        board.say(line)
+        commits.append("2" * 40 + "+dirty")
 
-    pool = LocalPool([Job(run) for run in runs], tmp_path / "suite", 1, 0, (), may_start, said.append)
+    jobs = [Job(toy_run(seed)) for seed in (1, 2)]
+    pool = LocalPool(jobs, tmp_path / "suite", 1, 0, (), lambda: runner.check_unchanged(commits[0]), say)
     (tmp_path / "suite").mkdir()
     while pool.poll():
         time.sleep(0.02)
     assert [job.state for job in pool.jobs] == ["finished", "waiting"]
-    assert pool.refusal == "the commit has changed" and said[-1].endswith("the commit has changed")
-    assert runner.conclude(Suite("", []), pool, runner.Board(sys.stdout, 300)) == 2
+    assert pool.refusal == "the commit has changed from 1111111111 to 2222222222+dirty"
+    assert runner.conclude(Suite("", []), pool, board) == 2
+    assert f"nothing more is started: {pool.refusal}" in capsys.readouterr().out
+    runner.check_unchanged(None)
 
 
 def test_a_folder_with_other_settings_is_not_taken_for_finished(tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from common.provenance import cpu_model, git_commit
 
-STUBBORN_S = 2.0
+STUBBORN_S = 4.0
 
 
-def parse(argv):
-    args = {"resume": "", "behave": "", "pace": "0.02", "ms_per_step": "1", "eval_ms": "50"}
+def parse(argv: list[str]) -> dict[str, Any]:
+    args: dict[str, Any] = {"resume": "", "behave": "", "pace": "0.02", "ms_per_step": "1", "eval_ms": "50"}
     for flag, value in zip(argv[::2], argv[1::2]):
         args[flag.removeprefix("--").replace("-", "_")] = int(value) if value.isdigit() else value
     return args
