@@ -16,7 +16,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence  # DIFFERS: the algorithm
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -181,6 +181,8 @@ RESUMABLE = benchmarks.RESUMABLE + tuple(
 def check_args(args: Args) -> None:
     """Raise `cli.UsageError` for values that are each allowed but do not fit together."""
     benchmarks.check(args)
+    if args.resume or args.evaluate:
+        benchmarks.check_origin(args.resume or args.evaluate, SCRIPT)
     envs, rows = min(args.eval_envs, args.eval_episodes), args.num_envs * args.rollout_steps
     if args.eval_episodes % envs:
         raise cli.UsageError(f"--eval-episodes {args.eval_episodes}: must be a multiple of --eval-envs {envs}")
@@ -865,6 +867,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return evaluate_run(args)
         device = pick_device(args.device, args.torch_threads, args.matmul_precision, args.compile)
         config = runlog.describe(asdict(args), sys.argv if argv is None else [f"baselines/{SCRIPT}.py", *argv])
+        config |= {"script": SCRIPT}
         run, offsets = Run(args, device), None
         if args.resume:
             folder = Path(args.resume)

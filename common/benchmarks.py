@@ -4,8 +4,10 @@ A script's `Args` inherits `BenchmarkArgs`; scenario names are unique over the b
 says which one it is, and `--benchmark` alone takes its first scenario.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from common import bidexhands, cli, mamujoco, mpe
@@ -99,6 +101,13 @@ def check(args: BenchmarkArgs) -> None:
             if benchmark != args.benchmark and value != getattr(default, field):
                 flag = field.replace("_", "-")
                 raise cli.UsageError(f"--{flag} {value}: {args.scenario} is not of --benchmark {benchmark}")
+
+
+def check_origin(folder: str, script: str) -> None:
+    """UsageError where the run in `folder` is one of another script that has the same arguments."""
+    origin = json.loads((Path(folder) / "config.json").read_text()).get("script")
+    if origin != script:
+        raise cli.UsageError(f"{folder}: its config.json does not fit this script: it is a run of {origin}")
 
 
 def make_env(args: BenchmarkArgs, num_envs: int) -> VecEnv:
