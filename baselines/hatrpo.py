@@ -808,10 +808,7 @@ def train(run: Run, folder: Path, log: runlog.RunLog) -> int:
                     log.log(progress.global_step, run.learner.update_step, values)
                     run.finished, progress.last_log = [], progress.global_step
             done = progress.global_step >= args.total_timesteps
-            owed = run.buffer.full  # by a signal that came before the updates
-            if not owed and (
-                run.due(args.eval_every, progress.last_eval) or (done and progress.last_eval < progress.global_step)
-            ):
+            if run.due(args.eval_every, progress.last_eval) or (done and progress.last_eval < progress.global_step):
                 evaluate_and_record(run, recorder, folder, log, lambda: stop.received)
             if stop.received or done or run.due(args.save_every, progress.last_save):
                 run.save(folder, log)
