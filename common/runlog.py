@@ -6,9 +6,7 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from common.checkpoint import AppendFile, atomic_write
 from common.cli import UsageError
+from common.provenance import cpu_model, git_commit
 
 _PACKAGES = (
     *("torch", "numpy", "scipy", "mujoco", "gymnasium", "mpe2", "isaacgym"),
@@ -73,11 +72,11 @@ def describe(args: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     return {
         "args": dict(args),
         "command": shlex.join(["python", *argv]),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "packages": packages,
         "host": {
             "platform": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "torch_threads": torch.get_num_threads(),
@@ -226,25 +225,3 @@ def _start_wandb(folder: Path, config: dict[str, Any], message: Callable[[str], 
         message("--track needs wandb: pip install wandb")
     except Exception as error:
         message(f"--track: wandb does not start ({' '.join(str(error).split())}); the run goes on without")
-
-
-def _git_commit() -> str:
-    """The commit of this source tree, "+dirty" when tracked files differ from it, "unknown" outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*command: str) -> str:
-        return subprocess.check_output(["git", *command], cwd=root, stderr=subprocess.DEVNULL, text=True).strip()
-
-    try:
-        # An installed copy may lie inside somebody else's repository, whose commit would mean nothing.
-        if Path(git("rev-parse", "--show-toplevel")) != root:
-            return "unknown"
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: (.+)", info.read_text(), re.MULTILINE) if info.exists() else None
-    return model[1] if model else platform.processor() or platform.machine()

@@ -1,9 +1,10 @@
 """The rate of Bi-DexHands on MuJoCo and where its time goes: `python -m experiments.bidex_speed`.
 
-Measures 1 thread and `--threads` threads in turns in one process and prints the median of the ratios of neighbouring
-measurements, beside the split of one thread's time into physics, reading and formulas (observations and rewards), and
-the rest (writing actions, episode starts). Absolute rates depend on the machine and on what else runs on it. A ratio of
-two threads needs two free cores: where none is free, only the bound that the split allows says something.
+Measures 1 thread and `--threads` threads (or `--sim mujoco_warp`) in turns in one process and prints the median of the
+ratios of neighbouring measurements, beside the split of one thread's time into physics, reading and formulas
+(observations and rewards), and the rest (writing actions, episode starts). Absolute rates depend on the machine and on
+what else runs on it. A ratio of two threads needs two free cores: where none is free, only the bound that the split
+allows says something.
 """
 
 import argparse
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="ShadowHandOver")
     parser.add_argument("--num-envs", type=int, default=20, help="environments stepped together")
     parser.add_argument("--threads", type=int, default=2, help="threads to compare with one")
+    parser.add_argument("--sim", choices=("mujoco", "mujoco_warp"), default="mujoco", help="what to compare with")
     parser.add_argument("--steps", type=int, default=75, help="steps of every environment per round")
     parser.add_argument("--rounds", type=int, default=7, help="rounds; each measures every number of threads once")
     args = parser.parse_args()
@@ -66,10 +68,11 @@ def main() -> None:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{args.num_envs} environments, uniform random actions, {args.rounds} rounds of {args.steps} steps, in turns")
     print(f"{os.cpu_count()} processors, load average before the start {load:.1f}")
-    many_threads = f"{args.threads} threads"
-    print(f"{'scenario':30s} {'1 thread':>9s} {many_threads:>10s} {'ratio':>6s} {'bound':>6s}   share of time")
+    other = f"{args.threads} threads" if args.sim == "mujoco" else args.sim
+    print(f"{'scenario':30s} {'1 thread':>9s} {other:>11s} {'ratio':>6s} {'bound':>6s}   share of one thread's time")
     for scenario in SCENARIOS if args.scenario == "all" else [args.scenario]:
-        envs = [BiDexHandsVecEnv(scenario, args.num_envs, sim_threads=threads) for threads in (1, args.threads)]
+        threads = args.threads if args.sim == "mujoco" else 1
+        envs = [BiDexHandsVecEnv(scenario, args.num_envs), BiDexHandsVecEnv(scenario, args.num_envs, args.sim, threads)]
         rng = np.random.default_rng(0)
         shape = (args.steps, 2, args.num_envs, envs[0].action_dims[0])
         rates: list[list[float]] = [[], []]
@@ -81,10 +84,10 @@ def main() -> None:
                 measured.append(rate(env, actions))
         parts = shares(envs[0], actions)
         ratio = statistics.median(many / one for one, many in zip(*rates))
-        bound = 1.0 / (1.0 - parts["physics"] * (1.0 - 1.0 / args.threads))
+        bound = 1.0 / (1.0 - parts["physics"] * (1.0 - 1.0 / threads)) if args.sim == "mujoco" else float("nan")
         one, many = (statistics.median(r) for r in rates)
         split = ", ".join(f"{part} {share:.0%}" for part, share in parts.items())
-        print(f"{scenario:30s} {one:9,.0f} {many:10,.0f} {ratio:6.2f} {bound:6.2f}   {split}", flush=True)
+        print(f"{scenario:30s} {one:9,.0f} {many:11,.0f} {ratio:6.2f} {bound:6.2f}   {split}", flush=True)
         for env in envs:
             env.close()
 

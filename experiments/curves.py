@@ -8,7 +8,9 @@ packages of each) and `curves.png`, a panel a scenario: single runs thin, their 
 bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: the IQM at a few steps, single runs in
 brackets, and the comparison of the algorithms.
 
-`--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each policy becomes a line of the plot.
+`--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
+or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each
+policy becomes a line of the plot.
 """
 
 import argparse
@@ -35,6 +37,24 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     config = json.loads((folder / "config.json").read_text())
     with open(folder / "eval.csv", newline="") as file:
         return config, list(csv.DictReader(file))
+
+
+def identity(run: dict[str, Any]) -> tuple[str, str, str, int]:
+    """What tells one run in runs.json from another."""
+    return run["args"]["scenario"], run["algorithm"], run["rules"], run["seed"]
+
+
+def earlier(out: Path, new: set[tuple[str, str, str, int]]) -> tuple[list[dict[str, Any]], dict[str, list[dict]]]:
+    """The runs and rows (by scenario) that `out` holds of runs that are not among `new`."""
+    path = out / "runs.json"
+    runs = [run for run in json.loads(path.read_text()) if identity(run) not in new] if path.exists() else []
+    known, rows = {identity(run) for run in runs}, defaultdict(list)
+    for scenario in sorted({run["args"]["scenario"] for run in runs}):
+        with open(out / f"{scenario}.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                if (scenario, row["algorithm"], row["rules"], int(row["seed"])) in known:
+                    rows[scenario].append(row)
+    return runs, rows
 
 
 def curves(rows: Sequence[dict[str, Any]]) -> Curves:
@@ -140,6 +160,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of a table")
+    parser.add_argument("--add", action="store_true", help="keep the other runs that --out holds")
     parser.add_argument("--bounds", type=Path, help="JSON file with the returns of hand-written policies")
     args = parser.parse_args()
 
@@ -163,6 +184,11 @@ def main() -> int:
         finished = folder / "finished.json"
         state = json.loads(finished.read_text()) if finished.exists() else None
         runs.append({**about, "finished": state, **config})
+    if args.add:
+        kept, kept_rows = earlier(args.out, {identity(run) for run in runs})
+        runs = kept + runs
+        for scenario, episodes in kept_rows.items():
+            rows[scenario] = episodes + rows[scenario]
     args.out.mkdir(parents=True, exist_ok=True)
     for scenario, episodes in rows.items():
         with open(args.out / f"{scenario}.csv", "w", newline="") as file:
@@ -170,7 +196,7 @@ def main() -> int:
             writer.writeheader()
             writer.writerows(episodes)
     (args.out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
-    scenarios = {scenario: curves(episodes) for scenario, episodes in rows.items()}
+    scenarios = {scenario: curves(rows[scenario]) for scenario in sorted(rows)}
     plot(scenarios, bounds, args.out / "curves.png")
     for scenario, nested in scenarios.items():
         print(f"\n{scenario}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(scenario, {}))}")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bidex_helpers import EGGS, KINDS, arrays_of, assert_same, data_of, random_actions, raw, through_torch, zero_actions
 
-from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, hand
+from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, hand, tasks
 from common.mamujoco_robots import mujoco
 from common.vecenv import NonFiniteError, RenderError, StepResult
 
@@ -216,6 +216,43 @@ def test_force_scale(scale: float) -> None:
     pushed, other = (data_of(env)[0].joint(f"hand{h}_base").qvel[2] for h in range(2))
     assert pushed == pytest.approx(scale * 0.5 * 1e5 / 60 / (100 * 5.012), rel=0.05, abs=0.01)
     assert abs(other) < 0.01
+
+
+FORCES = {  # scenario: transition_scale and orientation_scale of the original's configuration
+    "ShadowHandCatchAbreast": (0.5, 1.0),
+    "ShadowHandTwoCatchUnderarm": (0.05, 0.5),
+    "ShadowHandCatchOver2Underarm": (0.1, 2.0),
+    "ShadowHandLiftUnderarm": (0.25, 1.0),
+    "ShadowHandPen": (0.5, 0.1),
+    "ShadowHandDoorCloseInward": (0.5, 0.5),
+    "ShadowHandDoorOpenInward": (0.5, 0.5),
+    "ShadowHandDoorOpenOutward": (0.5, 0.5),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_what_an_action_does(scenario: str) -> None:
+    """Every entry: force, torque, 20 joint targets of its own hand, in this order; forces act on nothing else."""
+    env = BiDexHandsVecEnv(scenario, 1, isaac_done_semantics=True)
+    env.reset(0)
+    rng, data, model = np.random.default_rng(0), data_of(env)[0], env.model
+    actions = random_actions(env, rng)
+    env.step(actions)
+    wrenches = data.xfrc_applied.copy()
+    for h, action in enumerate(a[0].astype(np.float64) for a in actions):
+        driven = [i for i, (name, *_) in enumerate(tasks.JOINTS) if name not in ("FFJ0", "MFJ0", "RFJ0", "LFJ0")]
+        assert len(driven) == 20
+        for a, joint in zip(action[-20:], driven):
+            name, low, high = tasks.JOINTS[joint]
+            target = data.actuator(f"hand{h}_A_{name}").ctrl[0]
+            assert target == pytest.approx(low + (a + 1) / 2 * (high - low), abs=1e-12)
+        forearm = model.body(f"hand{h}_forearm").id
+        if scenario in FORCES:
+            force, torque = FORCES[scenario]
+            np.testing.assert_allclose(wrenches[forearm, :3], 0.25 * action[:3] / 60 * force * 1e5)
+            np.testing.assert_allclose(wrenches[forearm, 3:], 0.25 * action[3:6] / 60 * torque * 1e3)
+            wrenches[forearm] = 0
+    assert not wrenches.any()
 
 
 # ---- what is returned and what is saved

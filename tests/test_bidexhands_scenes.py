@@ -177,6 +177,41 @@ def test_objects_weigh_what_the_originals_weigh() -> None:
     assert 500 * 8 * door.geom_size[leaf[0]].prod() == pytest.approx(3.6, abs=0.05)
 
 
+def test_what_resists_in_pot_pen_and_door() -> None:
+    """Inertia, springs, dampers and friction (with a hand's 1, PhysX's mean: 0.55 for the door's 0.1)."""
+    pot = compile_model("ShadowHandLiftUnderarm")
+    for name in ("object", "lid"):
+        np.testing.assert_array_equal(pot.body(name).inertia, [0.2, 0.4, 0.4])
+        np.testing.assert_array_equal(pot.body(name).ipos, [0, 0, 0])
+    pen = compile_model("ShadowHandPen").joint("cap_slide")
+    assert (pen.stiffness[0], pen.damping[0]) == (1.0, 0.5)
+    for scenario, rest in (("ShadowHandDoorOpenInward", 0.0), ("ShadowHandDoorCloseInward", 1.57)):
+        door = compile_model(scenario)
+        for side in ("right", "left"):
+            hinge = door.joint(f"door_{side}_hinge")
+            assert (hinge.stiffness[0], hinge.damping[0]) == (5.0, 1.0)
+            assert door.qpos_spring[hinge.qposadr[0]] == rest
+            geoms = np.flatnonzero(door.geom_bodyid == door.body(f"door_{side}").id)
+            assert (door.geom_friction[geoms, 0] == 0.55).all()
+            assert (door.geom_priority[geoms] == 1).all(), "else MuJoCo takes the hand's 1"
+    fingers = [g for g in range(pot.ngeom) if "_C_" in pot.geom(g).name]
+    assert len(fingers) == 40
+    assert (pot.geom_friction[fingers, 0] == 1.0).all() and not pot.geom_priority[fingers].any()
+
+
+@pytest.mark.parametrize(
+    "scenario, towards_the_hands", [(SCENARIOS[-3], True), (SCENARIOS[-2], True), (SCENARIOS[-1], False)]
+)
+def test_inward_doors_open_towards_the_hands(scenario: str, towards_the_hands: bool) -> None:
+    env, _ = start(scenario)
+    model, data = env.model, data_of(env)[0]
+    for side in ("right", "left"):
+        data.joint(f"door_{side}_hinge").qpos[0] = 1.0
+    mujoco.mj_step1(model, data)
+    handles = tasks.handle_points(env.task, env._read([0]))[0]
+    assert (data.body("hand0_palm").xpos[0] > 0.2) and ((handles[:, 0] > 0.2) == towards_the_hands).all()
+
+
 # ---- behaviour
 
 

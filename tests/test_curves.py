@@ -63,6 +63,33 @@ def test_comparison(
     assert "| HIS, to step 200 | 5 | " + curves.shown(-50 + shift) in printed
 
 
+def test_runs_of_several_days_come_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A second collection adds seed 2, replaces seed 1, and leaves the other algorithm alone."""
+    first = [
+        make_run(tmp_path / "a", "his", 1, {100: [1.0]}),
+        make_run(tmp_path / "b", "none", 1, {100: [5.0]}),
+    ]
+    second = [
+        make_run(tmp_path / "c", "his", 1, {100: [2.0]}),
+        make_run(tmp_path / "d", "his", 2, {100: [4.0]}),
+    ]
+    out = tmp_path / "out"
+    run_curves(monkeypatch, capsys, *first, "--out", out, "--steps", 100)
+    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--add", "--steps", 100)
+    assert "| HIS | **3.00** (2.00, 4.00) |" in printed and "| HASAC (`--credit none`) | **5.00** (5.00) |" in printed
+    with open(out / "HalfCheetah-6x1.csv", newline="") as file:
+        assert [(row["algorithm"][:5], row["seed"], row["return"]) for row in csv.DictReader(file)] == [
+            ("HASAC", "1", "5.0"),
+            ("HIS", "1", "2.0"),
+            ("HIS", "2", "4.0"),
+        ]
+    assert len(json.loads((out / "runs.json").read_text())) == 3
+    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--steps", 100)
+    assert "HASAC" not in printed  # without --add the folder starts anew
+
+
 def test_a_folder_that_is_no_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common import runlog
+from common import provenance, runlog
 from common.cli import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,22 +85,22 @@ def test_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_git_commit_of_a_clean_a_changed_and_a_foreign_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "common" / "runlog.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "common" / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / "common").mkdir()
-    assert runlog._git_commit() == "unknown"
+    assert provenance.git_commit() == "unknown"
     (tmp_path / "tracked").write_text("1")
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
     for command in (("init", "-q"), ("add", "tracked"), (*identity, "commit", "-qm", "first")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    commit = runlog._git_commit()
+    commit = provenance.git_commit()
     assert re.fullmatch("[0-9a-f]{40}", commit)
     (tmp_path / "tracked").write_text("2")
-    assert runlog._git_commit() == commit + "+dirty"
+    assert provenance.git_commit() == commit + "+dirty"
     # A copy installed somewhere inside that repository is not what the commit describes.
-    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "site-packages" / "common" / "runlog.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages" / "common" / "provenance.py"))
     (tmp_path / "site-packages").mkdir()
-    assert runlog._git_commit() == "unknown"
+    assert provenance.git_commit() == "unknown"
 
 
 # ---- records
@@ -130,7 +130,7 @@ def test_records(folder: Path) -> None:
 KILLED_RUN = """
 import json, os, signal, sys
 from pathlib import Path
-from common import runlog
+from common import provenance, runlog
 folder = Path(sys.argv[1])
 log = runlog.RunLog(folder, 100)
 for step in (10, 20):
@@ -186,7 +186,7 @@ def test_resume_never_pads_a_file_that_got_shorter(folder: Path) -> None:
 FULL_DISK_RUN = """
 import contextlib, resource, signal, sys
 from pathlib import Path
-from common import runlog
+from common import provenance, runlog
 folder = Path(sys.argv[1])
 log = runlog.RunLog(folder, 100)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -221,7 +221,7 @@ def test_full_disk_costs_records_not_the_run(folder: Path) -> None:
 SHOWN_RUN = """
 import sys, time
 from pathlib import Path
-from common import runlog
+from common import provenance, runlog
 start = 400
 offsets = {"global_step": start, "wall_s": 1e6, "metrics.jsonl": 0, "eval.csv": 0}
 log = runlog.RunLog(Path(sys.argv[1]), 1000, offsets=offsets)
