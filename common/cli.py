@@ -131,8 +131,11 @@ def _first_mistake(args_type: type, argv: Sequence[str]) -> str | None:
             close = difflib.get_close_matches(flag, words, n=1)
             return f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ", see --help")
         values, expected = [value] if equals else [], words[flag]
-        while len(values) < len(expected) and rest and not rest[0].startswith("--"):
+        any_number = Ellipsis in expected  # tuple[int, ...]
+        while (any_number or len(values) < len(expected)) and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
+        if any_number:
+            expected = expected[:1] * max(1, len(values))
         if len(values) != len(expected) or not all(map(_is_a, values, expected)):
             return f"{' '.join([flag, *values])}: must be {' and '.join(map(_kind, expected)) or 'without a value'}"
         before = f" after {' '.join([flag, *values])}"
