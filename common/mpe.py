@@ -106,8 +106,7 @@ class MPEVecEnv(ParticleVecEnv):
     def _reset_env(self, i: int) -> None:
         """Start a new episode in environment i, drawing in the packages' order: goals, agents, landmarks."""
         rng = self._rngs[i]
-        draw_goal = rng.integers if self.rules == "mpe2" else rng.choice  # the same odds, other numbers
-        self._goals[i] = [draw_goal(NUM_LANDMARKS) for _ in self.task.speakers]
+        self._goals[i] = [rng.integers(NUM_LANDMARKS) for _ in self.task.speakers]
         points = rng.uniform(-1.0, 1.0, (self.num_agents + NUM_LANDMARKS, 2))
         self._positions[i], self._landmarks[i] = points[: self.num_agents], points[self.num_agents :]
         self._velocities[i] = 0.0
