@@ -9,8 +9,8 @@ bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: 
 brackets, and the comparison of the algorithms.
 
 `--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
-or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; each
-policy becomes a line of the plot.
+or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; "random"
+and "oracle" become lines of the plot.
 """
 
 import argparse
@@ -146,6 +146,8 @@ def plot(scenarios: dict[str, Curves], bounds: dict[str, dict[str, float]], path
                 low, high = bootstrap_interval([returns], draws=2000)
                 axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
         for policy, value in bounds.get(scenario, {}).items():
+            if policy not in ("random", "oracle"):
+                continue
             axes.axhline(value, color="black", linewidth=1, linestyle="--" if policy == "oracle" else ":", label=policy)
         axes.set(title=scenario, xlabel="environment steps")
         axes.grid(alpha=0.3)
