@@ -79,7 +79,7 @@ class ThreadedMuJoCo(Simulator):
         super().__init__(model, num_envs)
         self.threads = threads
         self.data = [mujoco.MjData(model) for _ in range(num_envs)]
-        self._pool = ThreadPoolExecutor(threads, "bidexhands") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, "bidexhands") if threads > 1 else None  # the caller's is one too
         # Views into MuJoCo's memory, made once: asking MuJoCo for one takes nearly as long as copying its values.
         self._ctrl = [d.ctrl for d in self.data]
         apart = self.forearms[1] - self.forearms[0]
@@ -111,11 +111,10 @@ class ThreadedMuJoCo(Simulator):
             for view, row in zip(self._wrench, wrench):
                 view[:] = row
         queue = iter(range(self.num_envs))  # whichever thread is free takes the next environment
-        if self._pool is None:
-            self._step_from(queue)
-        else:
-            for worker in [self._pool.submit(self._step_from, queue) for _ in range(self.threads)]:
-                worker.result()
+        workers = [self._pool.submit(self._step_from, queue) for _ in range(self.threads - 1)] if self._pool else []
+        self._step_from(queue)
+        for worker in workers:
+            worker.result()
 
     def _step_from(self, queue: Iterator[int]) -> None:
         """Substeps by halves, the second half first: afterwards positions, velocities and sensors are current at no
