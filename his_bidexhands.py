@@ -1,14 +1,13 @@
 """HIS on Bi-DexHands, in one file: two Shadow Hands, one agent a hand.
 
-HIS (Historical Interaction-Enhanced Shapley Policy Gradient, arXiv 2511.07778) is a cooperative multi-agent soft
-actor-critic: a centralised twin critic, one actor per agent, agents updated one after another (HASAC). It adds a second
-actor term: the Box-Cox transformed log-probability of the *historical* actions in the replay buffer, times the agent's
-Shapley Q-value, estimated from the critic with the actions of the agents outside a sampled coalition masked to zero.
+HASAC (arXiv 2306.10715) is a cooperative multi-agent soft actor-critic: a centralised twin critic and one actor per
+agent, updated one after another. HIS (Historical Interaction-Enhanced Shapley Policy Gradient, arXiv 2511.07778) adds a
+second actor term: the Box-Cox transformed log-probability of the *historical* actions in the replay buffer, times the
+agent's Shapley Q-value, estimated from the critic with the actions of the agents outside a sampled coalition masked to
+zero. `diff baselines/hasac_bidexhands.py his_bidexhands.py` shows all that it adds.
 
-Read `# ---- HIS: credit from historical interactions` and its three uses in `update_actors`: that is all HIS adds to
-HASAC (`--credit none`). `# Eq. (8)` is an equation of the paper; READING n and DEVIATION n are explained in
-docs/paper_notes.md. Shapes: B batch, E environments, N agents, S state, O_i observation and A_i action dims of agent i,
-M coalitions a state, K n-step window.
+`# Eq. (8)` is an equation of the HIS paper; READING n and DEVIATION n are explained in docs/paper_notes.md. Shapes: B
+batch, E environments, N agents, S state, O_i observation and A_i action dims of agent i, M coalitions, K n-step window.
 """
 
 import contextlib
@@ -27,21 +26,21 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import checkpoint, cli, runlog
+from common import boxcox, checkpoint, cli, readings, runlog, shapley
 from common.bidexhands import NUM_AGENTS, BiDexHandsVecEnv, IsaacBiDexHandsVecEnv  # DIFFERS: the benchmark
-from common.boxcox import fit_lambda
 from common.device import check_replay_memory, pick_device
+from common.gradients import gradient_norms
 from common.profile import Profile
 from common.streams import Streams
 from common.vecenv import NonFiniteError, VecEnv, check_finite
 from common.video import EpisodeRecorder
 
-SCRIPT = "his_bidexhands"  # DIFFERS: the benchmark
+SCRIPT = Path(__file__).stem
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 @dataclass
-class Args:
+class Args(readings.Readings):
     scenario: str = "ShadowHandOver"  # DIFFERS: the benchmark
     """task, ShadowHand...; picks the paper's values for everything below"""
     seed: int = 1
@@ -136,26 +135,8 @@ class Args:
     """log adjustment factor of the floor, Eq. (30) (Tables 2, 4, 6)"""
     xi: float = 1e-2
     """small positive constant of Eq. (5) (READING 7)"""
-    credit_coef: float = 1.0
-    """c, weight of the historical term in Eq. (10) (READING 12)"""
-    credit_actions: Literal["history", "policy"] = "history"
-    """history: actions of the replay buffer; policy: those of the sequential update (-ACTION, Eq. (33); READING 10)"""
-    shapley: Literal["permutation", "antithetic", "exact"] = "permutation"
-    """coalition sampler: M permutations, M/2 with their reverses, or all 2^N coalitions (READING 8)"""
-    marginal: Literal["difference", "value"] = "difference"
-    """marginal contribution: Q(C+i) - Q(C), Eq. (7), or Q(C+i) alone (READING 3)"""
-    floor: Literal["max_minus_beta", "minus_beta_times_max", "none"] = "max_minus_beta"
-    """the lower threshold of the log density, Eq. (30) (READING 1)"""
-    below_floor: Literal["elu", "literal", "hard"] = "elu"
-    """what becomes of log densities below the threshold, Eq. (31) (READING 2)"""
     box_cox: bool = True
     """Box-Cox transform the historical log-probability; --no-box-cox is -BC, Eq. (32)"""
-    boxcox_low: float = 0.0
-    """lower bound of the fitted lambda (READING 6)"""
-    boxcox_high: float = 2.0
-    """upper bound of the fitted lambda (READING 6)"""
-    boxcox_scale: Literal["none", "geometric"] = "none"
-    """geometric: divide by the derivative at the geometric mean (Box and Cox 1964; READING 6)"""
 
 
 # The paper's values, Table 3, where they differ from the defaults above, and HARL's budgets (DEVIATION 7).
@@ -165,18 +146,16 @@ PRESETS: dict[str, dict[str, Any]] = {scenario: {} for scenario in NUM_AGENTS} |
     "ShadowHandTwoCatchUnderarm": dict(auto_alpha=False, alpha=5e-5),
 }
 # Smallest and largest value of each number; None is open.
-POSITIVE = (1e-12, None)
 LIMITS: dict[str, tuple[float | None, float | None]] = {  # DIFFERS: the environment's fields
     **dict.fromkeys(
         "total_timesteps num_envs torch_threads eval_every eval_episodes eval_envs log_every save_every batch_size "
-        "n_step hidden_sizes train_interval update_per_train policy_frequency mini_epochs num_coalitions "
+        "n_step hidden_sizes train_interval update_per_train policy_frequency mini_epochs "
         "sim_threads".split(),
         (1, None),
     ),
-    **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr", "beta", "xi"), POSITIVE),
-    **dict.fromkeys(("seed", "base_force_scale", "warmup_steps", "alpha", "credit_coef"), (0, None)),
+    **dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), (1e-12, None)),
+    **dict.fromkeys(("seed", "base_force_scale", "warmup_steps", "alpha"), (0, None)),
     **dict.fromkeys(("gamma", "tau"), (0, 1)),
-    **dict.fromkeys(("boxcox_low", "boxcox_high"), (-50, 50)),
     "buffer_size": (1, None),
 }
 # What may change between a run and its continuation without changing what is learnt.
@@ -184,22 +163,16 @@ RESUMABLE = tuple(  # DIFFERS: the environment's fields
     "total_timesteps device torch_threads eval_every log_every save_every track capture_video profile "
     "sim_threads".split()
 )
-MAX_EXACT_AGENTS = 8
 
 
 def check_args(args: Args) -> None:
     """Raise `cli.UsageError` for values that are each allowed but do not fit together."""
-    envs, num_agents = min(args.eval_envs, args.eval_episodes), NUM_AGENTS[args.scenario]
+    envs = min(args.eval_envs, args.eval_episodes)
     if args.eval_episodes % envs:
         raise cli.UsageError(f"--eval-episodes {args.eval_episodes}: must be a multiple of --eval-envs {envs}")
     if args.buffer_size < args.num_envs:
         raise cli.UsageError(f"--buffer-size {args.buffer_size}: must be at least --num-envs {args.num_envs}")
-    if args.boxcox_low >= args.boxcox_high:
-        raise cli.UsageError(f"--boxcox-low {args.boxcox_low}: must be below --boxcox-high {args.boxcox_high}")
-    if args.shapley == "antithetic" and args.num_coalitions % 2:
-        raise cli.UsageError(f"--num-coalitions {args.num_coalitions}: must be even with --shapley antithetic")
-    if args.shapley == "exact" and num_agents > MAX_EXACT_AGENTS:
-        raise cli.UsageError(f"--shapley exact: takes 2^N critic calls; N is {num_agents}, at most {MAX_EXACT_AGENTS}")
+    readings.check(args, NUM_AGENTS[args.scenario])
 
 
 # ---- environment -----------------------------------------------------------------------------------------------------
@@ -278,9 +251,8 @@ def min_q(critic: TwinCritic, state: Tensor, actions: Tensor) -> Tensor:
     return torch.minimum(*critic(state, actions))
 
 
-def gaussian_log_prob(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log N(u; mean, exp(log_std)) summed over action dims, (B, A) -> (B,)."""
-    z = (u - mean) * torch.exp(-log_std)
+def gaussian_log_prob(z: Tensor, log_std: Tensor) -> Tensor:
+    """log N(u; mean, exp(log_std)) of u = mean + exp(log_std) z, summed over action dims, (B, A) -> (B,)."""
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # Eq. (27)
 
 
@@ -299,7 +271,7 @@ def sample_action(mean: Tensor, log_std: Tensor, generator: torch.Generator) -> 
     """Reparametrised sample of the squashed Gaussian and its log-probability (DEVIATION 1: no log(scale))."""
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     u = mean + torch.exp(log_std) * noise
-    log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1) - squash_correction(u)
+    log_prob = gaussian_log_prob(noise, log_std) - squash_correction(u)
     return Sample(torch.tanh(u), log_prob, u)
 
 
@@ -396,215 +368,92 @@ class ReplayBuffer:
 PRE_TANH_BOUND = 1 - 1e-6  # DEVIATION 2: kept clear of 1, where atanh is infinite
 
 
-def draw_ranks(num: int, batch_size: int, num_agents: int, how: str, generator: torch.Generator) -> Tensor:
-    """Positions of the agents in uniformly random permutations, (num, B, N): ranks[m, b, i] is agent i's position.
+def shapley_values(value: Callable[[Tensor], Tensor], ranks: Tensor, marginal: str) -> Tensor:
+    """Shapley Q-values Phi (N, B) of all agents from permutations (READING 8).
 
-    The predecessors of agent i form coalition C with probability |C|! (N - |C| - 1)! / N!, that of Eq. (8).
-    `how="antithetic"` pairs each permutation with its reverse.
-    """
-    draws = num // 2 if how == "antithetic" else num
-    noise = torch.rand(draws, batch_size, num_agents, generator=generator, device=generator.device)
-    ranks = noise.argsort(-1).argsort(-1)  # the inverse of the permutation: agent -> position
-    return torch.cat([ranks, num_agents - 1 - ranks]) if how == "antithetic" else ranks
-
-
-def masked(actions: Tensor, members: Tensor, agent_of_slot: Tensor) -> Tensor:
-    """Actions (B, sum A_i), zero in the slots of agents not in `members` (B or 1, N); Alg. 1 line 15, READING 8."""
-    return torch.where(members[:, agent_of_slot], actions, 0.0)
-
-
-@torch.no_grad()
-def shapley_values(
-    critic: TwinCritic, state: Tensor, actions: Tensor, ranks: Tensor, agent_of_slot: Tensor, marginal: str
-) -> Tensor:
-    """Shapley Q-values Phi (N, B) of all agents from sampled permutations (READING 8).
-
-    One permutation serves every agent: agents join the coalition in its order, so the N + 1 values of the growing
-    coalition hold one marginal contribution each, and they sum to Q(s, a) - Q(s, 0).
-
-    Args:
-        state (B, S), actions (B, sum A_i); ranks (M, B, N) of `draw_ranks`; agent_of_slot (sum A_i,) owner of a column.
-        marginal: "difference" or "value" (READING 3).
+    Agents join the coalition in the order of a permutation: the N + 1 values on the way hold one marginal contribution
+    each, which sum to Q(s, a) - Q(s, 0). `value`: members (B, N) -> Q(s, a_C) (B,); ranks (M, B, N): their positions.
     """
     num_agents = ranks.shape[-1]
-    q_empty, q_full = min_q(critic, state, torch.zeros_like(actions)), min_q(critic, state, actions)
-    phi = q_full.new_zeros(num_agents, len(state))
+    nobody, everybody = value(ranks[0] < 0), value(ranks[0] < num_agents)
+    phi = nobody.new_zeros(num_agents, len(nobody))
     for rank in ranks:
-        coalitions = [masked(actions, rank < size, agent_of_slot) for size in range(1, num_agents)]
-        if state.is_cuda:  # few large kernels; on a CPU many small ones stay in the cache
-            q = min_q(critic, state.repeat(num_agents - 1, 1), torch.cat(coalitions)).view(num_agents - 1, -1)
-        else:
-            q = [min_q(critic, state, coalition) for coalition in coalitions]
-        q = torch.stack([q_empty, *q, q_full])  # (N + 1, B): Q(s, a_C) for the first 0..N agents of the permutation
-        contribution = q.diff(dim=0) if marginal == "difference" else q[1:]  # Eq. (7), (6)
-        phi += contribution.gather(0, rank.T)  # row i: the contribution at agent i's position
+        q = torch.stack([nobody, *(value(rank < size) for size in range(1, num_agents)), everybody])  # (N + 1, B)
+        contribution = q.diff(dim=0) if marginal == "difference" else q[1:]  # Eq. (7), (6); READING 3
+        phi = phi + contribution.gather(0, rank.T)  # row i: the contribution at agent i's position
     return phi / len(ranks)  # Eq. (8)
 
 
-def coalitions_of(agent: int, num_agents: int, ranks: Tensor | None) -> list[tuple[Tensor, float]]:
-    """Coalitions C without `agent` and their weights: the drawn ones, or with ranks=None all 2^(N-1) of Eq. (3)."""
-    if ranks is not None:
-        return [(rank < rank[:, agent : agent + 1], 1 / len(ranks)) for rank in ranks]
-    coalitions = []
-    for bits in range(2**num_agents):
-        members = torch.tensor([[bool(bits >> j & 1) for j in range(num_agents)]])
-        if not members[0, agent]:
-            size = int(members.sum())
-            weight = math.factorial(size) * math.factorial(num_agents - size - 1) / math.factorial(num_agents)
-            coalitions.append((members, weight))
-    return coalitions
+def historical_loss(mean: Tensor, log_std: Tensor, pre_tanh: Tensor, phi: Tensor, args: Args) -> tuple[Tensor, dict]:
+    """-c mean(BC(log pi_i(a_i^D | o_i)) Phi_i), the second term of Eq. (10) as a loss, and its log keys.
 
-
-def shapley_value_of(
-    agent: int,
-    critic: TwinCritic,
-    state: Tensor,
-    actions: Tensor,
-    coalitions: list[tuple[Tensor, float]],
-    agent_of_slot: Tensor,
-    marginal: str,
-) -> Tensor:
-    """Shapley Q-value (B,) of one agent by the definition, Eq. (3), (8); differentiable in `actions`."""
-    phi = torch.zeros(len(state), device=state.device)
-    for members, weight in coalitions:
-        members = members.to(state.device)
-        with_agent = members.clone()
-        with_agent[:, agent] = True
-        value = min_q(critic, state, masked(actions, with_agent, agent_of_slot))
-        if marginal == "difference":
-            value = value - min_q(critic, state, masked(actions, members, agent_of_slot))  # Eq. (7)
-        phi = phi + weight * value
-    return phi
-
-
-def restrict(log_density: Tensor, floor: Tensor, below_floor: str) -> Tensor:
-    """Eq. (31), READING 2: log densities (B,) below `floor` (a scalar without gradient) are held near it."""
-    low = torch.minimum(log_density, floor)
-    if below_floor == "elu":
-        below = floor + torch.expm1(low - floor)
-    elif below_floor == "literal":  # exponents shifted by max(floor, 0): the printed form overflows where floor >> 0
-        shift = floor.clamp(min=0)
-        below = floor + torch.exp(low - shift) - torch.exp(floor - shift)
-    else:
-        below = floor.expand_as(log_density)
-    return torch.where(log_density < floor, below, log_density)
-
-
-def box_cox(y: Tensor, lam: Tensor, scale: str = "none") -> Tensor:
-    """Box-Cox transform of positive y (B,) with a scalar lambda, Eq. (4)."""
-    log_y = y.log()
-    nonzero = torch.where(lam == 0, torch.ones_like(lam), lam)
-    z = torch.where(lam == 0, log_y, torch.expm1(nonzero * log_y) / nonzero)
-    return z / torch.exp((lam - 1) * log_y.detach().mean()) if scale == "geometric" else z
-
-
-def historical_loss(
-    policies: Sequence[tuple[Tensor, Tensor]], pre_tanh: Sequence[Tensor], phi: Tensor, args: Args
-) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """-c mean(BC_i(o_i, a_i^D) Phi_i) of each agent, the second term of Eq. (10) with its sign for a minimiser.
-
-    Args:
-        policies: over agents (mean, log_std), each (B, A_i), of the *current* policies; gradients flow through them.
-        pre_tanh: over agents u = atanh(a^D) (B, A_i), Eq. (28).
-        phi: (N, B) Shapley Q-values, no gradient.
-
-    Returns:
-        One scalar loss an agent, each with its own graph, and diagnostics (N,).
+    mean, log_std: (B, A_i) of the *current* policy, which get the gradient; pre_tanh: a^F = atanh(a_i^D) (B, A_i),
+    Eq. (28); phi: Shapley Q-values (B,), no gradient.
     """
-    log_probs, finite_rows, floor_hits = [], [], []
-    for (mean, log_std), u in zip(policies, pre_tanh, strict=True):
-        log_density = gaussian_log_prob(u, mean, log_std)  # log f, Eq. (27)
-        finite = torch.isfinite(log_density.detach())  # DEVIATION 3: other rows are dropped
-        if not finite.all():  # a dropped row must not send NaN through the gradient: give it harmless inputs
-            keep = finite[:, None]
-            u, mean, log_std = (torch.where(keep, x, torch.zeros_like(x)) for x in (u, mean, log_std))
-            log_density = gaussian_log_prob(u, mean, log_std)
-        if args.floor != "none":
-            highest = torch.where(finite, log_density.detach(), -torch.inf).amax().nan_to_num(neginf=0.0)
-            floor = (
-                highest - args.beta if args.floor == "max_minus_beta" else -args.beta * highest
-            )  # Eq. (30); READING 1
-            floor_hits.append(((log_density.detach() < floor) & finite).float().mean())
-            log_density = restrict(log_density, floor, args.below_floor)  # Eq. (31); READING 2
-        log_probs.append(log_density - squash_correction(u))  # Eq. (29)
-        finite_rows.append(finite)
-
-    finite = torch.stack(finite_rows)  # (N, B)
-    values = torch.stack([x.detach() for x in log_probs])
-    x_min = values.masked_fill(~finite, torch.inf).amin(1).nan_to_num(posinf=0.0)  # (N,) no gradient: READING 5
-    shifted = torch.where(finite, values - x_min[:, None] + args.xi, 1.0)
-    # READING 6: maximum likelihood within bounds
-    lam = fit_lambda(shifted, args.boxcox_low, args.boxcox_high, finite) if args.box_cox else torch.ones_like(x_min)
-    losses = []
-    for i, x in enumerate(log_probs):
-        if args.box_cox:  # without: -BC, Eq. (32)
-            y = torch.where(finite[i], x - x_min[i] + args.xi, 1.0)  # Eq. (5); READING 7
-            x = box_cox(y, lam[i], args.boxcox_scale) + x_min[i]  # Eq. (4), then X_min is added back: READING 5
-        term = torch.where(finite[i], x * phi[i], 0.0).sum() / finite[i].sum().clamp(min=1)
-        losses.append(-args.credit_coef * term)  # Eq. (9), (10); READING 12
-    info = dict(boxcox_lambda=lam, log_prob_hist=torch.where(finite, values, 0.0).sum(1) / finite.sum(1).clamp(min=1))
-    info |= dict(floor_hits=torch.stack(floor_hits) if floor_hits else torch.zeros_like(lam))
-    return losses, info | dict(dropped_rows=(~finite).sum(1).float())
+    with torch.no_grad():
+        finite = torch.isfinite(gaussian_log_prob((pre_tanh - mean) / log_std.exp(), log_std))
+    if not finite.any():
+        raise NonFiniteError("no historical log-probability of an agent is finite")
+    if not finite.all():  # DEVIATION 3: such rows are dropped
+        mean, log_std, pre_tanh, phi = (x[finite] for x in (mean, log_std, pre_tanh, phi))
+    log_density = gaussian_log_prob((pre_tanh - mean) / log_std.exp(), log_std)  # log f, Eq. (27)
+    highest, hits = log_density.detach().max(), torch.zeros_like(phi)
+    if args.floor != "none":
+        floor = highest - args.beta if args.floor == "max_minus_beta" else -args.beta * highest  # Eq. (30); READING 1
+        hits = (log_density.detach() < floor).float()
+        log_density = boxcox.restrict(log_density, floor, args.below_floor)  # Eq. (31); READING 2
+    x = log_density - squash_correction(pre_tanh)  # log pi, Eq. (29)
+    lam, info = torch.ones_like(highest), {"credit/log_prob_hist": x.detach().mean(), "credit/floor_hits": hits.mean()}
+    if args.box_cox:  # without: -BC, Eq. (32)
+        x_min = x.detach().min()  # no gradient: READING 5
+        y = x - x_min + args.xi  # Eq. (5); READING 7
+        lam = boxcox.fit_lambda(y.detach(), args.boxcox_low, args.boxcox_high)  # maximum likelihood: READING 6
+        x = boxcox.box_cox(y, lam, args.boxcox_scale) + x_min  # Eq. (4), then X_min is added back: READING 5
+    info |= {"credit/boxcox_lambda": lam, "credit/shapley": phi.mean(), "diag/dropped_rows": (~finite).float().sum()}
+    return -args.credit_coef * (x * phi).mean(), info  # Eq. (9), (10); READING 12
 
 
 class HistoricalCredit:
-    """The credit of one actor update. Shapley values do not depend on the policies: computed once, for all agents."""
+    """The credit of one update. That of historical actions does not depend on the policies: once for all agents."""
 
-    def __init__(self, critic, batch: Batch, policies, agent_of_slot: Tensor, generator: torch.Generator, args: Args):
-        self.critic, self.batch, self.agent_of_slot, self.args = critic, batch, agent_of_slot, args
-        self.num_agents, self.ranks = len(policies), None
-        self.losses: list[Tensor] = []
-        self.info: dict[str, Tensor] = {}
-        if args.credit in ("his", "local") and args.shapley != "exact":
-            size = len(batch.state), self.num_agents
-            self.ranks = draw_ranks(args.num_coalitions, *size, args.shapley, generator)  # C_k of Eq. (8)
+    def __init__(self, critic: TwinCritic, batch: Batch, widths: list[int], generator: torch.Generator, args: Args):
+        self.critic, self.batch, self.args, num_agents = critic, batch, args, len(widths)
+        self.agent_of_slot = torch.arange(num_agents).repeat_interleave(torch.tensor(widths)).to(batch.state.device)
+        self.ranks = shapley.draw_ranks(args.num_coalitions, len(batch.state), num_agents, args.shapley, generator)
         if args.credit in ("his", "share") and args.credit_actions == "history":
-            self.phi = self.credits(range(self.num_agents), batch.actions)  # (N, B)
+            self.phi = self.of(batch.actions)  # (N, B)
             historical = batch.actions.clamp(-PRE_TANH_BOUND, PRE_TANH_BOUND)
-            widths = torch.bincount(agent_of_slot).tolist()
             self.pre_tanh = torch.atanh(historical).split(widths, dim=1)  # a^F, Eq. (28)
-            self.losses, self.info = historical_loss(policies, self.pre_tanh, self.phi, args)
-            self.info["shapley"] = self.phi.mean(1)
 
-    @torch.no_grad()
-    def efficiency_gap(self) -> Tensor:
-        """Mean |sum_i Phi_i - (Q(s, a) - Q(s, 0))|: 0 up to rounding for every permutation, Eq. (3)."""
+    def of(self, actions: Tensor, agent: int | None = None) -> Tensor:
+        """Credit of joint actions (B, sum A_i): of all agents (N, B) or of one (B,), with a gradient to `actions`."""
+
+        def value(members: Tensor) -> Tensor:  # Q(s, a_C): zeros for absent agents; Alg. 1 line 15, READING 8
+            return min_q(self.critic, self.batch.state, torch.where(members[:, self.agent_of_slot], actions, 0.0))
+
+        if self.args.credit == "share":
+            phi = value(self.ranks[0] >= 0).expand(self.ranks.shape[-1], -1)
+        elif self.args.shapley == "exact":
+            phi = shapley.exact_values(value, self.ranks, self.args.marginal)
+        elif agent is not None:
+            return shapley.sampled_value(value, self.ranks, self.args.marginal, agent)
+        else:
+            phi = shapley_values(value, self.ranks, self.args.marginal)
+        return phi if agent is None else phi[agent]
+
+    def loss(self, agent: int, policy: tuple[Tensor, Tensor], sample: Sample, joint: Tensor) -> tuple[Tensor, dict]:
+        """`historical_loss` of one agent; with -ACTION, Eq. (33), of the actions `joint` instead (READING 10)."""
+        if self.args.credit_actions == "policy":
+            return historical_loss(*policy, sample.pre_tanh.detach(), self.of(joint.detach(), agent), self.args)
+        return historical_loss(*policy, self.pre_tanh[agent], self.phi[agent], self.args)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Mean |sum_i Phi_i - (Q(s, a) - Q(s, 0))|, where it must be 0 up to rounding: Eq. (3)."""
+        if self.args.credit != "his" or self.args.credit_actions != "history" or self.args.marginal != "difference":
+            return {}
         state, actions = self.batch.state, self.batch.actions
         gain = min_q(self.critic, state, actions) - min_q(self.critic, state, torch.zeros_like(actions))
-        return (self.phi.sum(0) - gain).abs().mean()
-
-    @torch.no_grad()
-    def credits(self, agents: Sequence[int], actions: Tensor) -> Tensor:
-        """(len(agents), B): Shapley Q-values of `actions`, or with --credit share the joint value for each."""
-        state, rest = self.batch.state, (self.agent_of_slot, self.args.marginal)
-        if self.args.credit == "share":
-            return min_q(self.critic, state, actions).expand(len(agents), -1)
-        if self.ranks is not None and len(agents) == self.num_agents:
-            return shapley_values(self.critic, state, actions, self.ranks, *rest)
-        return torch.stack([self.value_of(i, actions) for i in agents])
-
-    def value_of(self, agent: int, actions: Tensor) -> Tensor:
-        coalitions = coalitions_of(agent, self.num_agents, self.ranks)
-        rest = (self.agent_of_slot, self.args.marginal)
-        return shapley_value_of(agent, self.critic, self.batch.state, actions, coalitions, *rest)
-
-    def value(self, agent: int, actions: Tensor) -> Tensor:
-        """What the first actor term maximises: Q(s, a), or with --credit local the Shapley value (READING 11)."""
-        if self.args.credit == "local":
-            return self.value_of(agent, actions)
-        return min_q(self.critic, self.batch.state, actions)
-
-    def loss(self, agent: int, epoch: int, policy: tuple[Tensor, Tensor], sample: Sample, actions: Tensor) -> Tensor:
-        """The second actor term; a scalar, 0 for the variants without one."""
-        if self.args.credit not in ("his", "share"):
-            return torch.zeros((), device=actions.device)
-        if self.args.credit_actions == "policy":  # -ACTION, Eq. (33): those of the sequential update; READING 10
-            phi, pre_tanh = self.credits([agent], actions.detach()), [sample.pre_tanh.detach()]
-        elif epoch == 0:
-            return self.losses[agent]
-        else:  # later mini-epochs: the policy has moved, the credit has not
-            phi, pre_tanh = self.phi[agent : agent + 1], [self.pre_tanh[agent]]
-        return historical_loss([policy], pre_tanh, phi, self.args)[0][0]
+        return {"credit/efficiency_gap": (self.phi.sum(0) - gain).abs().mean()}
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------
@@ -638,7 +487,6 @@ def update_actors(
     critic: TwinCritic,
     batch: Batch,
     alpha: Tensor,
-    agent_of_slot: Tensor,
     streams: Streams,
     args: Args,
     diagnose: bool = False,
@@ -646,7 +494,7 @@ def update_actors(
     """Sequential update of all actors in a random order, Algorithm 1 lines 11-20, Eq. (10).
 
     Args:
-        alpha: (N,) temperatures. diagnose: also measure the gradients of both terms (costs two backward passes).
+        alpha: (N,) temperatures. diagnose: also measure the gradients of the loss's terms (a backward pass each).
 
     Returns:
         log_prob (N, B) of the actions sampled from the policies before their updates, and the metrics.
@@ -656,8 +504,8 @@ def update_actors(
     samples = [sample_action(*policy, streams.policy) for policy in policies]
     actions = [sample.action.detach() for sample in samples]  # a~: becomes the new policies' agent by agent
     log_probs = torch.stack([sample.log_prob.detach() for sample in samples])
-    credit = HistoricalCredit(critic, batch, policies, agent_of_slot, streams.coalitions, args)
-    metrics: dict[str, Tensor] = {}
+    credit = HistoricalCredit(critic, batch, [action.shape[1] for action in actions], streams.coalitions, args)
+    metrics = credit.diagnostics() if diagnose else {}
     order: list[int] = torch.randperm(len(actors), generator=streams.agent_order).tolist()
     for agent in order:
         for epoch in range(args.mini_epochs):  # e of Algorithm 1; READING 9
@@ -666,41 +514,26 @@ def update_actors(
                 samples[agent] = sample_action(*policies[agent], streams.policy)
             sample = samples[agent]
             joint = torch.cat([*actions[:agent], sample.action, *actions[agent + 1 :]], dim=1)
-            main = -(credit.value(agent, joint) - alpha[agent] * sample.log_prob).mean()  # Eq. (10), first term
-            history = credit.loss(agent, epoch, policies[agent], sample, joint)  # Eq. (10), second term
+            q = min_q(critic, batch.state, joint)
+            terms = {"main": -(q - alpha[agent] * sample.log_prob).mean()}  # Eq. (10), first term
+            if args.credit == "local":  # READING 11: the Shapley value in place of Q
+                terms["main"] = terms["main"] + (q - credit.of(joint, agent)).mean()
+            elif args.credit != "none":
+                terms["history"], info = credit.loss(agent, policies[agent], sample, joint)  # Eq. (10), second term
+                metrics |= {f"{key}_{agent}": value for key, value in info.items()}
+            loss = torch.stack([*terms.values()]).sum()
             if diagnose:
-                metrics |= gradient_norms(agent, actors[agent], main, history)
+                norms = gradient_norms(actors[agent], terms)
+                metrics |= {f"diag/{key}_{agent}": value for key, value in norms.items()}
             optimizers[agent].zero_grad()
-            (main + history).backward()
+            loss.backward()
             optimizers[agent].step()
-            metrics[f"losses/actor_{agent}"] = (main + history).detach()
+            metrics[f"losses/actor_{agent}"] = loss.detach()
         if agent != order[-1]:  # redrawn from the updated policy for the agents still to come
             with torch.no_grad():
                 actions[agent] = sample_action(*actors[agent](batch.obs[agent]), streams.policy).action
     critic.requires_grad_(True)
-    for key, values in credit.info.items():
-        prefix = "diag" if key == "dropped_rows" else "credit"
-        metrics |= {f"{prefix}/{key}_{agent}": value for agent, value in enumerate(values)}
-    if diagnose and credit.losses and args.credit == "his" and args.marginal == "difference":
-        metrics["credit/efficiency_gap"] = credit.efficiency_gap()
     return log_probs, metrics
-
-
-def gradient_norms(agent: int, actor: Actor, main: Tensor, history: Tensor) -> dict[str, Tensor]:
-    """Norms of the two terms' gradients and the cosine of the angle between them."""
-
-    def flat_gradient(loss: Tensor) -> Tensor:
-        parameters = list(actor.parameters())
-        if not loss.requires_grad:
-            return torch.zeros(sum(p.numel() for p in parameters), device=loss.device)
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
-
-    g_main, g_history = flat_gradient(main), flat_gradient(history)
-    return {
-        f"diag/grad_norm_main_{agent}": g_main.norm(),
-        f"diag/grad_norm_history_{agent}": g_history.norm(),
-        f"diag/grad_cosine_{agent}": F.cosine_similarity(g_main, g_history, dim=0),
-    }
 
 
 def update_temperature(
@@ -741,7 +574,6 @@ class Learner:
         self.log_alpha = torch.full((env.num_agents + 1,), start, device=device, requires_grad=args.auto_alpha)
         target_entropy = [-float(dim) for dim in env.action_dims]
         self.target_entropy = torch.tensor([*target_entropy, sum(target_entropy)], device=device)
-        self.agent_of_slot = torch.arange(env.num_agents).repeat_interleave(torch.tensor(env.action_dims)).to(device)
 
         self.actor_optimizers = [torch.optim.Adam(a.parameters(), lr=args.actor_lr, fused=True) for a in self.actors]
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_lr, fused=True)
@@ -761,7 +593,7 @@ class Learner:
         target = critic_target(batch, self.actors, self.target_critic, alpha[-1], streams.policy)
         metrics = update_critic(self.critic, self.critic_optimizer, batch, target)
         if self.update_step % args.policy_frequency == 0:  # READING 9
-            rest = (self.critic, batch, alpha[:-1], self.agent_of_slot, streams, args, diagnose)
+            rest = (self.critic, batch, alpha[:-1], streams, args, diagnose)
             log_probs, actor_metrics = update_actors(self.actors, self.actor_optimizers, *rest)
             metrics |= actor_metrics | {"losses/alpha_critic": alpha[-1]}
             for agent in range(len(self.actors)):

@@ -45,7 +45,8 @@ def parse(
     """Arguments from the command line; any mistake ends in one line on stderr and exit status 2.
 
     `args_type` is a dataclass with the fields `scenario`, `resume` and `evaluate`. `--scenario X` starts from
-    `presets[X]`; `--resume FOLDER` and `--evaluate FOLDER` start from the arguments of that run, of which only the
+    `presets[X]`, changed as `args_type.PRESETS[--preset]` says where there is one (`common.harl.Preset`);
+    `--resume FOLDER` and `--evaluate FOLDER` start from the arguments of that run, of which only the
     fields in `resumable` (and, to evaluate, EVALUATION_FIELDS) may change. `limits` maps fields to inclusive bounds,
     None for an open side; they hold for each element of a tuple. NaN and infinity are refused everywhere.
     """
@@ -60,8 +61,8 @@ def parse(
             args = _parse_flags(args_type, base, argv, prog)
             _check_unchanged(base, args, changeable, folder)
         else:
-            args = _parse_flags(args_type, _preset_args(args_type, presets, ahead.scenario), argv, prog)
-        _check_limits(args, limits)
+            args = _parse_flags(args_type, _preset_args(args_type, presets, ahead.scenario, ahead.preset), argv, prog)
+        check_limits(args, limits)
     except UsageError as error:
         fail(prog, str(error))
     return args
@@ -74,17 +75,23 @@ def _flag(field: str) -> str:
 def _read_ahead(argv: Sequence[str]) -> argparse.Namespace:
     """The flags that decide where all the others start from; None where they are not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for field in ("scenario", "resume", "evaluate"):
+    for field in ("scenario", "preset", "resume", "evaluate"):
         parser.add_argument(_flag(field), nargs="?")  # a missing value is for the full parser to report
     return parser.parse_known_args(argv)[0]
 
 
-def _preset_args(args_type: type[ArgsT], presets: dict[str, dict[str, Any]], scenario: str | None) -> ArgsT:
+def _preset_args(
+    args_type: type[ArgsT], presets: dict[str, dict[str, Any]], scenario: str | None, preset: str | None
+) -> ArgsT:
     default: Any = args_type()
     scenario = default.scenario if scenario is None else scenario
     if scenario not in presets:
         raise UsageError(f"--scenario {scenario}: must be one of {', '.join(presets)}")
-    return dataclasses.replace(default, **_from_json(args_type, presets[scenario]), scenario=scenario)
+    values = presets[scenario] | {"scenario": scenario}
+    if named := getattr(args_type, "PRESETS", {}):
+        preset = preset if preset in named else default.preset  # a wrong one is for the full parser to report
+        values |= named[preset].get(scenario, named[preset].get("", {}))
+    return dataclasses.replace(default, **_from_json(args_type, values))
 
 
 def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
@@ -172,7 +179,8 @@ def _check_unchanged(base: Any, args: Any, changeable: Sequence[str], folder: st
             raise UsageError(f"{_flag(field.name)} {_shown(new)}: the run in {folder} has {_shown(old)} and keeps it")
 
 
-def _check_limits(args: Any, limits: dict[str, tuple[float | None, float | None]]) -> None:
+def check_limits(args: Any, limits: dict[str, tuple[float | None, float | None]]) -> None:
+    """UsageError for the first number of a dataclass that is not finite or outside its inclusive bounds."""
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
         low, high = limits.get(field.name, (None, None))

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import runlog
+from common import runlog, shapley
 from common.mamujoco import SCENARIOS
 from common.streams import Streams
 from common.vecenv import VecEnv
@@ -43,15 +43,20 @@ HASAC, NAIVE, HARL = "HASAC", "HIS M=1 naive", "HARL HASAC"
 
 
 # ---- the paper, written down plainly ---------------------------------------------------------------------------------
+def widths_of(learner: "Learner") -> Tensor:
+    """Action dims of the agents, (N,)."""
+    return torch.tensor([actor.head.out_features // 2 for actor in learner.actors])
+
+
 def naive_shapley(learner: "Learner", state: Tensor, actions: Tensor, agent: int, ranks: Tensor) -> Tensor:
     """Eq. (6)-(8) for one agent, (B,): two evaluations of the critic for each coalition."""
     import his_mamujoco as his
 
-    phi = torch.zeros(len(state))
+    phi, agent_of_slot = torch.zeros(len(state)), torch.arange(ranks.shape[-1]).repeat_interleave(widths_of(learner))
     for rank in ranks:
         position = rank[:, agent : agent + 1]
-        with_agent = torch.where((rank <= position)[:, learner.agent_of_slot], actions, 0.0)
-        without_agent = torch.where((rank < position)[:, learner.agent_of_slot], actions, 0.0)
+        with_agent = torch.where((rank <= position)[:, agent_of_slot], actions, 0.0)
+        without_agent = torch.where((rank < position)[:, agent_of_slot], actions, 0.0)
         phi += his.min_q(learner.critic, state, with_agent) - his.min_q(learner.critic, state, without_agent)
     return phi / len(ranks)
 
@@ -85,7 +90,7 @@ def naive_update(learner: "Learner", buffer: "ReplayBuffer") -> list[Tensor]:
     target = his.critic_target(batch, learner.actors, learner.target_critic, alpha[-1], streams.policy)
     his.update_critic(critic, learner.critic_optimizer, batch, target)
 
-    historical = batch.actions.split([int(n) for n in learner.agent_of_slot.bincount()], dim=1)
+    historical = batch.actions.split(widths_of(learner).tolist(), dim=1)
     losses, log_probs = [torch.empty(0)] * len(actors), [torch.empty(0)] * len(actors)
     with torch.no_grad():
         actions = [his.sample_action(*actor(obs), streams.policy).action for actor, obs in zip(actors, batch.obs)]
@@ -95,7 +100,7 @@ def naive_update(learner: "Learner", buffer: "ReplayBuffer") -> list[Tensor]:
         q = his.min_q(critic, batch.state, torch.cat(actions, dim=1))
         with torch.no_grad():
             size = args.num_coalitions, len(batch.state), len(actors)
-            ranks = his.draw_ranks(*size, args.shapley, streams.coalitions)
+            ranks = shapley.draw_ranks(*size, args.shapley, streams.coalitions)
             phi = naive_shapley(learner, batch.state, batch.actions, agent, ranks)
         history = naive_history(mean, log_std, historical[agent], args)
         loss = -(q - alpha[agent] * log_prob).mean() - (history * phi).mean()  # Eq. (10)

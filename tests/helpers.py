@@ -159,3 +159,8 @@ def random_batch(env: VecEnv, batch_size: int, seed: int = 0) -> hm.Batch:
         next_obs=[normal(batch_size, dim) for dim in env.obs_dims],
         next_state=normal(batch_size, env.state_dim),
     )
+
+
+def log_density(u: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(u; mean, exp(log_std)) by the script, summed over action dims."""
+    return hm.gaussian_log_prob((u - mean) / log_std.exp(), log_std)

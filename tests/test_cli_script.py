@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from script_helpers import (
+    ROOT,
     SCRIPT,
     TINY,
     command,
@@ -192,14 +193,15 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path, capsys: pytest.Captu
 
 
 def documented_fields() -> dict[str, str]:
-    """The docstring below each field of `Args`, from the source."""
-    tree = ast.parse(SCRIPT.read_text())
-    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Args").body
+    """The docstring below each field of `Args`, from the source; those that it inherits first."""
     found = {}
-    for node, after in zip(body, body[1:] + [ast.Pass()]):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            text = after.value if isinstance(after, ast.Expr) else None
-            found[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
+    for path, name in ((ROOT / "common/readings.py", "Readings"), (SCRIPT, "Args")):
+        tree = ast.parse(path.read_text())
+        body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name).body
+        for node, after in zip(body, body[1:] + [ast.Pass()]):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                text = after.value if isinstance(after, ast.Expr) else None
+                found[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
     return found
 
 

@@ -76,9 +76,9 @@ def test_full_credit_overshoots_an_interior_optimum(seed: int, monkeypatch: pyte
 def test_agent_without_influence_gets_no_credit(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(monkeypatch, game(2, 1.2), seed, 600)
     batch = run.buffer.sample(2000, torch.Generator().manual_seed(0))
-    ranks = hm.draw_ranks(6, 2000, 3, "permutation", torch.Generator().manual_seed(0))
-    rest = (batch.state, batch.actions, ranks, run.learner.agent_of_slot, "difference")
-    phi = hm.shapley_values(run.learner.critic, *rest).numpy()
+    args, generator = hm.Args(num_coalitions=6), torch.Generator().manual_seed(0)
+    credit = hm.HistoricalCredit(run.learner.critic, batch, run.env.action_dims, generator, args)
+    phi, ranks = credit.phi.detach().numpy(), credit.ranks
     size = np.abs(phi).mean(1)
     assert size[2] < 0.05 and size[2] < 0.08 * size[:2].min()
     # the true credits of the other two: absent agents act 0, and the agent without influence changes nothing

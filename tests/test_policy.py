@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import double_precision, noisy_env, random_batch
+from helpers import double_precision, log_density, noisy_env, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,6 +14,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 import his_mamujoco as hm
+from common.boxcox import restrict
 
 FLOORS = ["max_minus_beta", "minus_beta_times_max", "none"]
 BELOW = ["elu", "literal", "hard"]
@@ -44,7 +45,7 @@ def test_squash_correction_is_exact_up_to_20(u: np.ndarray) -> None:
     hnp.arrays(np.float32, (5, 2), elements=st.floats(-1, 2, width=32)),
 )
 def test_gaussian_log_density_equals_scipy(u: np.ndarray, mean: np.ndarray, log_std: np.ndarray) -> None:
-    got = hm.gaussian_log_prob(*(torch.tensor(x) for x in (u, mean, log_std)))
+    got = log_density(*(torch.tensor(x) for x in (u, mean, log_std)))
     scale = np.exp(log_std.astype(float))
     expected = stats.norm.logpdf(u.astype(float), mean.astype(float), scale).sum(1)
     np.testing.assert_allclose(got, expected, rtol=3e-6, atol=1e-4)
@@ -69,8 +70,8 @@ def test_sampled_log_prob_equals_the_float64_reference(mean: float, log_std: flo
 @pytest.mark.parametrize("log_std", [-3.0, -1.0, 0.0, 1.0])
 def test_density_of_the_action_integrates_to_one(mean: float, log_std: float) -> None:
     u = torch.linspace(-18, 18, 40_001, dtype=torch.float64)[:, None]
-    log_density = hm.gaussian_log_prob(u, torch.full_like(u, mean), torch.full_like(u, log_std))
-    density, nodes = torch.exp(log_density - hm.squash_correction(u)).numpy(), u[:, 0].numpy()
+    logs = log_density(u, torch.full_like(u, mean), torch.full_like(u, log_std))
+    density, nodes = torch.exp(logs - hm.squash_correction(u)).numpy(), u[:, 0].numpy()
     inner = np.abs(nodes) < 9  # where tanh still resolves neighbouring nodes; the rest of the mass is the tails'
     mass = np.trapezoid(density[inner], np.tanh(nodes[inner]))
     tails = stats.norm.cdf(-9, mean, math.exp(log_std)) + stats.norm.sf(9, mean, math.exp(log_std))
@@ -119,11 +120,9 @@ def test_actor_clamps_log_std_and_splits_its_head() -> None:
 
 
 # ---- historical log-probability --------------------------------------------------------------------------------------
-def credit_of(batch: hm.Batch, policies: list[tuple[Tensor, Tensor]], dims: list[int], **values: Any) -> Any:
+def credit_of(batch: hm.Batch, dims: list[int], **values: Any) -> Any:
     critic = hm.TwinCritic(batch.state.shape[1], sum(dims), (8, 8))
-    slots = torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(dims))
-    args = hm.Args(**values)
-    return hm.HistoricalCredit(critic, batch, policies, slots, torch.Generator().manual_seed(0), args)
+    return hm.HistoricalCredit(critic, batch, dims, torch.Generator().manual_seed(0), hm.Args(**values))
 
 
 def test_historical_log_prob_of_a_sampled_action_is_its_log_prob() -> None:
@@ -133,30 +132,31 @@ def test_historical_log_prob_of_a_sampled_action_is_its_log_prob() -> None:
     samples = [hm.sample_action(*policy, generator) for policy in policies]
     assert all((sample.action.abs() < 0.999).all() for sample in samples)
     batch = batch._replace(actions=torch.cat([sample.action for sample in samples], dim=1))
-    credit = credit_of(batch, policies, env.action_dims, floor="none", box_cox=False)
-    for sample, u, mean in zip(samples, credit.pre_tanh, credit.info["log_prob_hist"]):
+    credit = credit_of(batch, env.action_dims, floor="none", box_cox=False)
+    for i, (policy, sample, u) in enumerate(zip(policies, samples, credit.pre_tanh)):
         torch.testing.assert_close(u, sample.pre_tanh, rtol=0, atol=2e-4)
-        torch.testing.assert_close(mean, sample.log_prob.mean(), rtol=0, atol=2e-4)
-    for i, (policy, u) in enumerate(zip(policies, credit.pre_tanh)):
-        log_prob = hm.gaussian_log_prob(u, *policy) - hm.squash_correction(u)
-        torch.testing.assert_close(log_prob, samples[i].log_prob, rtol=0, atol=2e-3)
-        torch.testing.assert_close(-credit.losses[i], (log_prob * credit.phi[i]).mean())
+        log_prob = log_density(u, *policy) - hm.squash_correction(u)
+        torch.testing.assert_close(log_prob, sample.log_prob, rtol=0, atol=2e-3)
+        loss, info = credit.loss(i, policy, sample, batch.actions)
+        torch.testing.assert_close(info["credit/log_prob_hist"], sample.log_prob.mean(), rtol=0, atol=2e-4)
+        torch.testing.assert_close(info["credit/shapley"], credit.phi[i].mean())
+        torch.testing.assert_close(-loss, (log_prob * credit.phi[i]).mean())
 
 
 def test_saturated_historical_actions_are_held_inside_the_open_interval() -> None:
     env = noisy_env()
     batch = random_batch(env, 16)
     batch = batch._replace(actions=torch.sign(batch.actions))
-    policies = [(torch.zeros(16, dim), torch.zeros(16, dim)) for dim in env.action_dims]
-    credit = credit_of(batch, policies, env.action_dims)
-    for u in credit.pre_tanh:
+    credit = credit_of(batch, env.action_dims)
+    for i, (dim, u) in enumerate(zip(env.action_dims, credit.pre_tanh)):
         np.testing.assert_allclose(u.abs(), np.arctanh(1 - 1e-6), rtol=2e-3)
-    assert all(torch.isfinite(loss) for loss in credit.losses)
+        zeros: Any = torch.zeros(16, dim)
+        assert torch.isfinite(credit.loss(i, (zeros, zeros), None, batch.actions)[0])
 
 
 # ---- the floor -------------------------------------------------------------------------------------------------------
 def restricted(f: np.ndarray, floor: float, how: str) -> np.ndarray:
-    return hm.restrict(torch.tensor(f, dtype=torch.float64), torch.tensor(floor, dtype=torch.float64), how).numpy()
+    return restrict(torch.tensor(f, dtype=torch.float64), torch.tensor(floor, dtype=torch.float64), how).numpy()
 
 
 @pytest.mark.parametrize("how", BELOW)
@@ -193,7 +193,7 @@ def test_literal_floor_is_the_printed_formula(floor: float) -> None:
 
 def test_elu_floor_is_the_stated_formula_with_slope_one_at_the_floor() -> None:
     f = torch.tensor([-1e4, -9.0, -5.5, -5 - 1e-9, -5.0, -5 + 1e-9, 0.0], dtype=torch.float64, requires_grad=True)
-    out = hm.restrict(f, torch.tensor(-5.0, dtype=torch.float64), "elu")
+    out = restrict(f, torch.tensor(-5.0, dtype=torch.float64), "elu")
     below = (f < -5).detach()
     torch.testing.assert_close(out[below], -5 + torch.expm1(f[below] + 5))
     (slope,) = torch.autograd.grad(out.sum(), f)
@@ -205,7 +205,7 @@ def test_elu_floor_is_the_stated_formula_with_slope_one_at_the_floor() -> None:
 @pytest.mark.parametrize("floor", [-1e30, -1e4, 0.0, 500.0, 1e30])
 def test_floor_is_finite_in_value_and_gradient_however_far(how: str, floor: float) -> None:
     f = torch.tensor([-1e35, -1e5, -10.0, 0.0, 10.0, 1e5, 1e35], requires_grad=True)
-    out = hm.restrict(f, torch.tensor(floor), how)
+    out = restrict(f, torch.tensor(floor), how)
     (slope,) = torch.autograd.grad(out.sum(), f)
     assert torch.isfinite(out).all() and ((slope >= 0) & (slope <= 1)).all()
 
@@ -214,19 +214,19 @@ def test_floor_is_finite_in_value_and_gradient_however_far(how: str, floor: floa
 @pytest.mark.parametrize("floor", [-4.0, 3.0])
 def test_floor_passes_gradcheck(how: str, floor: float) -> None:
     f = torch.tensor([floor - 3, floor - 0.7, floor + 0.4, floor + 5], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f: hm.restrict(f, torch.tensor(floor, dtype=torch.float64), how), f)
+    assert torch.autograd.gradcheck(lambda f: restrict(f, torch.tensor(floor, dtype=torch.float64), how), f)
 
 
 @pytest.mark.parametrize("floor, beta, share", [("max_minus_beta", 3.0, 0.4), ("minus_beta_times_max", 2.0, 0.2)])
 def test_floor_lies_where_its_reading_says(floor: Any, beta: float, share: float) -> None:
     # log densities 2, 1, 0, -2, -5: below max - 3 = -1 are two of five, below -2 max = -4 is one
-    log_density = torch.tensor([2.0, 1.0, 0.0, -2.0, -5.0])
+    f = torch.tensor([2.0, 1.0, 0.0, -2.0, -5.0])
     # at the mean log f = -log_std - log(2 pi) / 2
-    log_std = (-log_density - 0.5 * math.log(2 * math.pi))[:, None]
+    log_std = (-f - 0.5 * math.log(2 * math.pi))[:, None]
     zeros = torch.zeros(5, 1)
     args = hm.Args(floor=floor, beta=beta)
-    _, info = hm.historical_loss([(zeros, log_std)], [zeros], torch.ones(1, 5), args)
-    assert float(info["floor_hits"]) == pytest.approx(share)
+    _, info = hm.historical_loss(zeros, log_std, zeros, torch.ones(5), args)
+    assert float(info["credit/floor_hits"]) == pytest.approx(share)
 
 
 # ---- the loss, transcribed -------------------------------------------------------------------------------------------
@@ -291,16 +291,13 @@ def test_historical_loss_equals_its_transcription(floor: Any, below_floor: Any, 
         agents.append((u + 0.9 * rng.normal(size=(24, dims)), rng.uniform(-1, 0.5, (24, dims)), u))
     phi = rng.normal(size=(2, 24))
     leaves = [[torch.tensor(part, requires_grad=True) for part in agent[:2]] for agent in agents]
-    policies = [(mean, log_std) for mean, log_std in leaves]
-    losses, info = hm.historical_loss(policies, [torch.tensor(agent[2]) for agent in agents], torch.tensor(phi), args)
     for i, (mean, log_std, u) in enumerate(agents):
+        loss, info = hm.historical_loss(leaves[i][0], leaves[i][1], torch.tensor(u), torch.tensor(phi[i]), args)
         constants = naive_constants(mean, log_std, u, args)
         if args.box_cox:
-            assert float(info["boxcox_lambda"][i]) == pytest.approx(constants["lam"], abs=1e-5)
-        assert float(losses[i].detach()) == pytest.approx(
-            naive_loss(mean, log_std, u, phi[i], constants, args), abs=1e-6
-        )
-        gradients = torch.autograd.grad(losses[i], leaves[i])
+            assert float(info["credit/boxcox_lambda"]) == pytest.approx(constants["lam"], abs=1e-5)
+        assert float(loss.detach()) == pytest.approx(naive_loss(mean, log_std, u, phi[i], constants, args), abs=1e-6)
+        gradients = torch.autograd.grad(loss, leaves[i])
         for which, gradient in enumerate(gradients):
             for b, j in [(0, 0), (5, dims_of(u) - 1), (11, 0), (23, dims_of(u) - 1), extreme_row(mean, log_std, u)]:
                 shifted = []
@@ -321,13 +318,10 @@ def extreme_row(mean: np.ndarray, log_std: np.ndarray, u: np.ndarray) -> tuple[i
     return int(stats.norm.logpdf(u, mean, np.exp(log_std)).sum(1).argmin()), 0
 
 
-def test_shapley_values_weigh_the_rows_of_their_own_agent() -> None:
-    generator = torch.Generator().manual_seed(0)
-    policies = [(torch.zeros(10, 2), torch.zeros(10, 2))] * 2
-    u = [torch.randn(10, 2, generator=generator)] * 2
-    phi = torch.zeros(2, 10)
-    phi[1, 4] = 3.0
-    losses, _ = hm.historical_loss(policies, u, phi, hm.Args(box_cox=False, floor="none"))
-    log_prob = hm.gaussian_log_prob(u[0], *policies[0]) - hm.squash_correction(u[0])
-    assert losses[0] == 0
-    torch.testing.assert_close(losses[1], -3 * log_prob[4] / 10)
+def test_shapley_values_weigh_their_own_rows() -> None:
+    zeros, u = torch.zeros(10, 2), torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    phi = torch.zeros(10)
+    phi[4] = 3.0
+    loss, _ = hm.historical_loss(zeros, zeros, u, phi, hm.Args(box_cox=False, floor="none"))
+    log_prob = log_density(u, zeros, zeros) - hm.squash_correction(u)
+    torch.testing.assert_close(loss, -3 * log_prob[4] / 10)

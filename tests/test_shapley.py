@@ -19,9 +19,15 @@ from scipy import stats
 from torch import Tensor
 
 import his_mamujoco as hm
+from common import shapley
 
 EXACT = 1e-9
-CREDIT_FUNCTIONS = ("min_q", "draw_ranks", "masked", "shapley_values", "coalitions_of", "shapley_value_of")
+# What mutants are made of: (module, names).
+PARTS = (
+    (hm, ("min_q", "shapley_values", "HistoricalCredit")),
+    (shapley, ("draw_ranks", "exact_values", "sampled_value")),
+)
+ORIGINAL = SimpleNamespace(**{name: getattr(module, name) for module, names in PARTS for name in names})
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +58,7 @@ class Game(SimpleNamespace):
     critic: Any
     state: Tensor
     actions: Tensor
-    slots: Tensor
+    dims: list[int]
 
 
 def game_of(table: np.ndarray, dims: list[int], batch_size: int = 1) -> Game:
@@ -62,8 +68,31 @@ def game_of(table: np.ndarray, dims: list[int], batch_size: int = 1) -> Game:
         critic=TableCritic(table, dims),
         state=torch.zeros(batch_size, 1),
         actions=actions * torch.tensor([1.0, -1.0]).repeat(sum(dims))[: sum(dims)],
-        slots=torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(dims)),
+        dims=dims,
     )
+
+
+def credit_of(impl: Any, game: Game, ranks: Tensor | None = None, **values: Any) -> Any:
+    """The script's credit of the game, with the permutations given where there are some."""
+    args = hm.Args(credit="local", **values)  # nothing is computed ahead
+    credit = impl.HistoricalCredit(game.critic, game, game.dims, torch.Generator(), args)
+    credit.ranks = credit.ranks if ranks is None else ranks
+    return credit
+
+
+def sampled(impl: Any, game: Game, ranks: Tensor, marginal: str = "difference") -> Tensor:
+    """(N, B): one pass of N + 1 values a permutation."""
+    return credit_of(impl, game, ranks, marginal=marginal).of(game.actions)
+
+
+def sampled_one_by_one(impl: Any, game: Game, ranks: Tensor, marginal: str = "difference") -> Tensor:
+    """(N, B): each agent by the definition."""
+    credit = credit_of(impl, game, ranks, marginal=marginal)
+    return torch.stack([credit.of(game.actions, agent) for agent in range(len(game.dims))])
+
+
+def exact(impl: Any, game: Game, marginal: str = "difference") -> Tensor:
+    return credit_of(impl, game, shapley="exact", marginal=marginal).of(game.actions)
 
 
 def random_table(n: int, seed: int = 0) -> np.ndarray:
@@ -92,19 +121,11 @@ def over_all_orders(impl: Any, table: np.ndarray, dims: list[int], marginal: str
     """shapley_values averaged over all n! orders, one order a batch row."""
     ranks = all_ranks(len(dims))
     game = game_of(table, dims, len(ranks))
-    phi = impl.shapley_values(game.critic, game.state, game.actions, ranks[None], game.slots, marginal)
-    return phi.mean(1).numpy()
+    return sampled(impl, game, ranks[None], marginal).mean(1).numpy()
 
 
 def by_definition(impl: Any, table: np.ndarray, dims: list[int], marginal: str = "difference") -> np.ndarray:
-    game, n = game_of(table, dims), len(dims)
-    rest = (game.slots, marginal)
-    return np.array(
-        [
-            impl.shapley_value_of(i, game.critic, game.state, game.actions, impl.coalitions_of(i, n, None), *rest)[0]
-            for i in range(n)
-        ]
-    )
+    return exact(impl, game_of(table, dims), marginal)[:, 0].numpy()
 
 
 def random_ranks(n: int, draws: int, batch_size: int) -> Tensor:
@@ -121,7 +142,7 @@ def check_efficiency(impl: Any, table: np.ndarray | None = None, dims: list[int]
     n = len(dims)
     table = random_table(n) if table is None else table
     game = game_of(table, dims, 24)
-    phi = impl.shapley_values(game.critic, game.state, game.actions, random_ranks(n, 1, 24), game.slots, "difference")
+    phi = sampled(impl, game, random_ranks(n, 1, 24))
     np.testing.assert_allclose(phi.sum(0), np.full(24, table[-1] - table[0]), rtol=0, atol=EXACT)
 
 
@@ -143,22 +164,27 @@ def check_mean_over_draws(impl: Any) -> None:
     """All n! orders as draws of one row: the mean over M, not over the batch."""
     table, n = random_table(4), 4
     game = game_of(table, MIXED)
-    phi = impl.shapley_values(
-        game.critic, game.state, game.actions, all_ranks(n)[:, None], game.slots, "difference"
-    ).numpy()
-    np.testing.assert_allclose(phi[:, 0], enumerated(table, n), rtol=0, atol=EXACT)
+    for phi in (sampled(impl, game, all_ranks(n)[:, None]), sampled_one_by_one(impl, game, all_ranks(n)[:, None])):
+        np.testing.assert_allclose(phi[:, 0], enumerated(table, n), rtol=0, atol=EXACT)
 
 
-def check_drawn_coalitions(impl: Any) -> None:
-    """coalitions_of(ranks): the agents strictly before, in every draw, with equal weights."""
-    ranks = random_ranks(4, 3, 8)
+def check_asked_coalitions(impl: Any) -> None:
+    """sampled_value asks for the agents strictly before and for those with the agent, in every draw."""
+    ranks, asked = random_ranks(4, 3, 8), []
+
+    def value(members: Tensor) -> Tensor:
+        asked.append(members)
+        return torch.zeros(8)
+
     for agent in range(4):
-        drawn = impl.coalitions_of(agent, 4, ranks)
-        assert [weight for _, weight in drawn] == [1 / 3] * 3
-        for (members, _), rank in zip(drawn, ranks):
+        asked.clear()
+        impl.sampled_value(value, ranks, "difference", agent)
+        assert len(asked) == 6
+        for draw, rank in enumerate(ranks):
             for b in range(8):
                 before = {j for j in range(4) if rank[b, j] < rank[b, agent]}
-                assert set(torch.nonzero(members[b]).flatten().tolist()) == before
+                both = [set(torch.nonzero(asked[2 * draw + k][b]).flatten().tolist()) for k in (0, 1)]
+                assert both == [before | {agent}, before]
 
 
 def check_fast_form_equals_definition(impl: Any) -> None:
@@ -167,14 +193,11 @@ def check_fast_form_equals_definition(impl: Any) -> None:
     n, batch_size, draws = len(MIXED), 16, 3
     critic = hm.TwinCritic(5, sum(MIXED), (16, 16)).double()
     state, actions = torch.randn(batch_size, 5), torch.rand(batch_size, sum(MIXED)) * 2 - 1
-    slots = torch.repeat_interleave(torch.arange(n), torch.tensor(MIXED))
+    game = Game(critic=critic, state=state, actions=actions, dims=MIXED)
     ranks = random_ranks(n, draws, batch_size)
     for marginal in ("difference", "value"):
-        fast = impl.shapley_values(critic, state, actions, ranks, slots, marginal)
-        for i in range(n):
-            coalitions = impl.coalitions_of(i, n, ranks)
-            slow = impl.shapley_value_of(i, critic, state, actions, coalitions, slots, marginal)
-            torch.testing.assert_close(fast[i], slow.detach(), rtol=0, atol=1e-12)
+        fast, slow = (form(impl, game, ranks, marginal) for form in (sampled, sampled_one_by_one))
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
 
 
 def check_prefix_law(impl: Any, how: str = "permutation", num: int = 2, n: int = 4) -> None:
@@ -200,19 +223,41 @@ def check_antithetic_pairs(impl: Any) -> None:
     assert not torch.equal(ranks[0], ranks[1])
 
 
+class Asked:
+    """A critic that keeps the last joint action it was asked about."""
+
+    actions: Tensor
+
+    def __call__(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        self.actions = actions
+        return actions[:, 0], actions[:, 0]
+
+
+def masked(impl: Any, actions: Tensor, members: Tensor, dims: list[int]) -> Tensor:
+    """What the critic is asked for a coalition: the first of a permutation in which `members` come first."""
+    critic = Asked()
+    order = torch.argsort(~members, dim=1, stable=True)
+    ranks = order.argsort(1)
+    rows = []
+    for b in range(len(actions)):
+        one = Game(critic=critic, state=torch.zeros(1, 1), actions=actions[b : b + 1], dims=dims)
+        agent = int(order[b, members[b].sum() - 1])  # the last to join the coalition
+        credit_of(impl, one, ranks[None, b : b + 1], marginal="value").of(one.actions, agent)
+        rows.append(critic.actions)
+    return torch.cat(rows)
+
+
 def check_masking(impl: Any) -> None:
     """Zero in the slots of absent agents, the action itself in every other slot: nothing moves."""
     dims, rng = [2, 1, 3], np.random.default_rng(5)
-    slots = torch.repeat_interleave(torch.arange(3), torch.tensor(dims))
     actions, members = torch.as_tensor(rng.normal(size=(10, 6))), torch.as_tensor(rng.random((10, 3)) < 0.5)
-    got = impl.masked(actions, members, slots)
+    members[~members.any(1), 1] = True
+    got = masked(impl, actions, members, dims)
     edges = [0, 2, 3, 6]
     for b in range(10):
         for i, (start, stop) in enumerate(pairwise(edges)):
             expected = actions[b, start:stop] if members[b, i] else torch.zeros(stop - start)
             assert torch.equal(got[b, start:stop], expected)
-    shared = impl.masked(actions, torch.tensor([[True, False, True]]), slots)  # one coalition for all rows
-    assert torch.equal(shared, actions * torch.tensor([1.0, 1, 0, 1, 1, 1]))
 
 
 def check_min_of_twins(impl: Any) -> None:
@@ -237,19 +282,19 @@ def bits_of(n: int, keep: list[int]) -> np.ndarray:
 @settings(max_examples=50)
 @given(games())
 def test_every_draw_is_efficient(game: tuple[np.ndarray, list[int]]) -> None:
-    check_efficiency(hm, *game)
+    check_efficiency(ORIGINAL, *game)
 
 
 @settings(max_examples=50)
 @given(games(highest=5))
 def test_all_orders_give_the_enumerated_value(game: tuple[np.ndarray, list[int]]) -> None:
-    check_all_orders(hm, *game)
+    check_all_orders(ORIGINAL, *game)
 
 
 @settings(max_examples=25)
 @given(games())
 def test_all_coalitions_give_the_enumerated_value(game: tuple[np.ndarray, list[int]]) -> None:
-    check_definition(hm, *game)
+    check_definition(ORIGINAL, *game)
 
 
 @settings(max_examples=25)
@@ -260,10 +305,9 @@ def test_null_player_gets_nothing_in_any_draw(game: tuple[np.ndarray, list[int]]
     null = data.draw(st.integers(0, n - 1))
     table = table[np.arange(2**n) & ~(1 << null)]  # the same value with and without the agent
     played = game_of(table, dims, 12)
-    rest = (random_ranks(n, 2, 12), played.slots, "difference")
-    phi = hm.shapley_values(played.critic, played.state, played.actions, *rest)
+    phi = sampled(ORIGINAL, played, random_ranks(n, 2, 12))
     np.testing.assert_allclose(phi[null], np.zeros(12), rtol=0, atol=EXACT)
-    np.testing.assert_allclose(by_definition(hm, table, dims)[null], 0, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(by_definition(ORIGINAL, table, dims)[null], 0, rtol=0, atol=EXACT)
 
 
 @settings(max_examples=25)
@@ -275,7 +319,7 @@ def test_symmetric_players_get_the_same(game: tuple[np.ndarray, list[int]], data
     keep = list(range(n))
     keep[i], keep[j] = j, i
     table = (table + table[bits_of(n, keep)]) / 2  # unchanged when i and j swap
-    for phi in (over_all_orders(hm, table, dims), by_definition(hm, table, dims)):
+    for phi in (over_all_orders(ORIGINAL, table, dims), by_definition(ORIGINAL, table, dims)):
         np.testing.assert_allclose(phi[i], phi[j], rtol=0, atol=EXACT)
 
 
@@ -289,8 +333,7 @@ def test_values_of_a_sum_of_games_add_up(game: tuple[np.ndarray, list[int]], dat
     phis = []
     for values in (table, other, 2 * table + other):
         played = game_of(values, dims, 12)
-        rest = (ranks, played.slots, "difference")
-        phis.append(hm.shapley_values(played.critic, played.state, played.actions, *rest).numpy())
+        phis.append(sampled(ORIGINAL, played, ranks).numpy())
     np.testing.assert_allclose(2 * phis[0] + phis[1], phis[2], rtol=0, atol=EXACT)
 
 
@@ -306,7 +349,9 @@ def test_relabelling_the_agents_relabels_the_values(game: tuple[np.ndarray, list
     for i in range(n):
         new_dims[keep[i]] = dims[i]
     for value in (over_all_orders, by_definition):
-        np.testing.assert_allclose(value(hm, renamed, new_dims)[keep], value(hm, table, dims), rtol=0, atol=EXACT)
+        np.testing.assert_allclose(
+            value(ORIGINAL, renamed, new_dims)[keep], value(ORIGINAL, table, dims), rtol=0, atol=EXACT
+        )
 
 
 # ---- T2: oracles -----------------------------------------------------------------------------------------------------
@@ -314,8 +359,7 @@ def test_relabelling_the_agents_relabels_the_values(game: tuple[np.ndarray, list
 def test_draws_are_averaged(n: int) -> None:
     table, dims = random_table(n, n), [1, 2, 1, 3, 2][:n]
     game = game_of(table, dims)
-    rest = (all_ranks(n)[:, None], game.slots, "difference")
-    phi = hm.shapley_values(game.critic, game.state, game.actions, *rest)
+    phi = sampled(ORIGINAL, game, all_ranks(n)[:, None])
     np.testing.assert_allclose(phi[:, 0], enumerated(table, n), rtol=0, atol=EXACT)
 
 
@@ -323,10 +367,8 @@ def test_rows_of_a_batch_are_separate_games() -> None:
     tables = np.stack([random_table(3, seed) for seed in range(5)])
     dims = [2, 1, 2]
     game = game_of(tables[0], dims, 5)
-    critic: Any = TableCritic(tables, dims)
-    state = torch.arange(5.0)[:, None]
-    ranks = all_ranks(3)[:, None].expand(-1, 5, -1)
-    phi = hm.shapley_values(critic, state, game.actions, ranks, game.slots, "difference")
+    game.critic, game.state = TableCritic(tables, dims), torch.arange(5.0)[:, None]
+    phi = sampled(ORIGINAL, game, all_ranks(3)[:, None].expand(-1, 5, -1))
     expected = np.stack([enumerated(table, 3) for table in tables], axis=1)
     np.testing.assert_allclose(phi, expected, rtol=0, atol=EXACT)
 
@@ -336,9 +378,9 @@ def test_rows_of_a_batch_are_separate_games() -> None:
 def test_sampled_estimate_is_unbiased(how: str, num: int, n: int) -> None:
     table, dims, batch_size = random_table(n, 30 + n), [1, 2, 1, 3, 1, 2][:n], 20_000
     game = game_of(table, dims, batch_size)
-    ranks = hm.draw_ranks(num, batch_size, n, how, torch.Generator().manual_seed(4))
+    ranks = shapley.draw_ranks(num, batch_size, n, how, torch.Generator().manual_seed(4))
     assert ranks.shape[0] == num
-    phi = hm.shapley_values(game.critic, game.state, game.actions, ranks, game.slots, "difference").numpy()
+    phi = sampled(ORIGINAL, game, ranks).numpy()
     error = phi.std(1) / math.sqrt(batch_size) + 1e-12
     assert (np.abs(phi.mean(1) - enumerated(table, n)) < 4 * error).all()
 
@@ -348,8 +390,8 @@ def test_antithetic_draws_have_less_variance() -> None:
     game = game_of(np.arange(2**n) ** 1.5, [1] * n, batch_size)
     spread = {}
     for how in ("permutation", "antithetic"):
-        ranks = hm.draw_ranks(2, batch_size, n, how, torch.Generator().manual_seed(4))
-        phi = hm.shapley_values(game.critic, game.state, game.actions, ranks, game.slots, "difference")
+        ranks = shapley.draw_ranks(2, batch_size, n, how, torch.Generator().manual_seed(4))
+        phi = sampled(ORIGINAL, game, ranks)
         spread[how] = float(phi.var(1).sum())
     assert spread["antithetic"] < 0.5 * spread["permutation"]
 
@@ -357,81 +399,85 @@ def test_antithetic_draws_have_less_variance() -> None:
 @pytest.mark.parametrize("how, num", [("permutation", 1), ("permutation", 2), ("antithetic", 2)])
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_predecessors_follow_the_papers_law(how: str, num: int, n: int) -> None:
-    check_prefix_law(hm, how, num, n)
+    check_prefix_law(ORIGINAL, how, num, n)
 
 
 def test_one_agent_is_always_first() -> None:
-    assert not hm.draw_ranks(2, 5, 1, "permutation", torch.Generator()).any()
+    assert not shapley.draw_ranks(2, 5, 1, "permutation", torch.Generator()).any()
 
 
 def test_ranks_repeat_with_the_generator() -> None:
-    draws = [hm.draw_ranks(3, 5, 4, "permutation", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    draws = [shapley.draw_ranks(3, 5, 4, "permutation", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 def test_antithetic_draws_are_pairs_of_reverses() -> None:
-    check_antithetic_pairs(hm)
+    check_antithetic_pairs(ORIGINAL)
 
 
-def test_drawn_coalitions_are_the_predecessors() -> None:
-    check_drawn_coalitions(hm)
+def test_asked_coalitions_are_the_predecessors_without_and_with_the_agent() -> None:
+    check_asked_coalitions(ORIGINAL)
 
 
 def test_fast_form_equals_the_definition_for_the_same_ranks() -> None:
-    check_fast_form_equals_definition(hm)
+    check_fast_form_equals_definition(ORIGINAL)
 
 
 def test_masking_zeros_the_absent_agents_own_slots() -> None:
-    check_masking(hm)
+    check_masking(ORIGINAL)
 
 
 def test_masking_replaces_non_finite_actions_too() -> None:
     # a product with a 0/1 mask would keep NaN and infinity
     actions = torch.tensor([[float("nan"), 1.0]])
-    assert hm.masked(actions, torch.tensor([[False, True]]), torch.tensor([0, 1])).tolist() == [[0.0, 1.0]]
+    assert masked(ORIGINAL, actions, torch.tensor([[False, True]]), [1, 1]).tolist() == [[0.0, 1.0]]
 
 
 def test_value_of_a_coalition_is_the_smaller_twin() -> None:
-    check_min_of_twins(hm)
+    check_min_of_twins(ORIGINAL)
 
 
-def test_all_coalitions_are_listed_once_with_weights_that_sum_to_one() -> None:
+def test_all_coalitions_are_asked_for_once() -> None:
     for n in range(1, 7):
-        for agent in range(n):
-            coalitions = hm.coalitions_of(agent, n, None)
-            members = {tuple(m[0].tolist()) for m, _ in coalitions}
-            assert len(coalitions) == len(members) == 2 ** (n - 1)
-            assert not any(m[agent] for m in members)
-            assert sum(weight for _, weight in coalitions) == pytest.approx(1, abs=1e-12)
+        asked: list[tuple[bool, ...]] = []
+
+        def value(members: Tensor, asked: list[tuple[bool, ...]] = asked) -> Tensor:
+            asked.append(tuple(members[0].tolist()))
+            return torch.ones(1)
+
+        ranks = torch.zeros(1, 1, n)
+        np.testing.assert_allclose(shapley.exact_values(value, ranks, "value"), 1)  # the weights sum to one
+        assert len(asked) == len(set(asked)) == 2**n
 
 
 def test_value_reading_leaves_out_the_value_without_the_agent() -> None:
     # v(C) = |C|: a contribution is 1, the coalition's own value with the agent is |C| + 1
     game = game_of(np.array([bits.bit_count() for bits in range(8)], dtype=float), [1, 2, 1])
     ranks = torch.tensor([[[2, 0, 1]]])
-    rest = (ranks, game.slots)
-    difference = hm.shapley_values(game.critic, game.state, game.actions, *rest, "difference")
-    value = hm.shapley_values(game.critic, game.state, game.actions, *rest, "value")
+    difference, value = (sampled(ORIGINAL, game, ranks, marginal) for marginal in ("difference", "value"))
     assert difference[:, 0].tolist() == [1, 1, 1] and value[:, 0].tolist() == [3, 1, 2]
 
 
-def test_sampled_value_has_no_gradient_and_the_definition_has() -> None:
-    critic = hm.TwinCritic(1, 3, (8, 8))
-    slots = torch.tensor([0, 1, 2])
+@pytest.mark.parametrize("how", ["exact", "permutation"])
+def test_credit_of_one_agent_is_differentiable(how: Any) -> None:
+    critic, ranks = hm.TwinCritic(1, 3, (8, 8)), random_ranks(3, 2, 4)
+
+    def phi(actions: Tensor) -> Tensor:
+        game = Game(critic=critic, state=torch.zeros(4, 1), actions=actions, dims=[1, 1, 1])
+        return credit_of(ORIGINAL, game, ranks, shapley=how).of(actions, 1)
+
     actions = torch.rand(4, 3, requires_grad=True)
-    state, ranks = torch.zeros(4, 1), random_ranks(3, 1, 4)
-    assert not hm.shapley_values(critic, state, actions, ranks, slots, "difference").requires_grad
-    coalitions = hm.coalitions_of(1, 3, None)
-    value = hm.shapley_value_of(1, critic, state, actions, coalitions, slots, "difference")
-    (gradient,) = torch.autograd.grad(value.sum(), actions)
+    (gradient,) = torch.autograd.grad(phi(actions).sum(), actions)
     assert (gradient[:, 1] != 0).any()
-    # Eq. (3) differentiated by hand: the weighted sum of the gradients of every coalition's value
-    shifted = [actions.detach().clone() for _ in range(2)]
-    step = 1e-6
-    shifted[0][:, 1] += step
-    shifted[1][:, 1] -= step
-    up, down = (hm.shapley_value_of(1, critic, state, a, coalitions, slots, "difference") for a in shifted)
-    torch.testing.assert_close(gradient[:, 1], ((up - down) / (2 * step)).detach(), rtol=0, atol=1e-6)
+    step = torch.tensor([0.0, 1e-6, 0.0])
+    slope = (phi(actions + step) - phi(actions - step)) / 2e-6
+    torch.testing.assert_close(gradient[:, 1], slope.detach(), rtol=0, atol=1e-6)
+
+
+def test_share_gives_everyone_the_value_of_the_joint_action() -> None:
+    game = game_of(random_table(4), MIXED, 6)
+    credit = ORIGINAL.HistoricalCredit(game.critic, game, game.dims, torch.Generator(), hm.Args(credit="share"))
+    assert torch.equal(credit.phi, torch.full((4, 6), float(random_table(4)[-1])))
 
 
 # ---- the theorems of the paper ---------------------------------------------------------------------------------------
@@ -445,7 +491,7 @@ def convex_table(n: int, seed: int) -> np.ndarray:
 
 def split_of(table: np.ndarray, n: int) -> np.ndarray:
     """x_i = v(N) / (2 n) + phi_i(v / 2)"""
-    return table[-1] / (2 * n) + over_all_orders(hm, table / 2, [1] * n)
+    return table[-1] / (2 * n) + over_all_orders(ORIGINAL, table / 2, [1] * n)
 
 
 def excess(payoff: np.ndarray, table: np.ndarray, n: int) -> np.ndarray:
@@ -494,27 +540,31 @@ def test_symmetric_convex_games_keep_the_split_in_the_core(n: int) -> None:
 
 # ---- T3: deliberate mistakes -----------------------------------------------------------------------------------------
 def sources() -> dict[str, str]:
-    """The text of every function of the script; read once, so that an edit under a running suite does no harm."""
-    text = Path(hm.__file__).read_text()
-    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
-    lines = text.splitlines()
-    starts = {f.name: min([f.lineno, *(d.lineno for d in f.decorator_list)]) for f in functions}
-    return {f.name: "\n".join(lines[starts[f.name] - 1 : f.end_lineno]) for f in functions}
+    """The text of every part; read once, so that an edit under a running suite does no harm."""
+    found = {}
+    for module, names in PARTS:
+        text = Path(str(module.__file__)).read_text()
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names:
+                found[node.name] = ast.get_source_segment(text, node) or ""
+    return found
 
 
 SOURCES = sources()
 
 
-def mutant(function: str, old: str, new: str) -> SimpleNamespace:
-    """The credit functions with one of them rewritten; they call each other, not the originals."""
-    namespace = dict(vars(hm))
-    for name in CREDIT_FUNCTIONS:
-        source = SOURCES[name]
-        if name == function:
-            assert source.count(old) == 1, f"{old!r} is no longer in {function}: write this mutant anew"
-            source = source.replace(old, new)
-        exec(compile(source, f"<mutant of {name}>", "exec"), namespace)
-    return SimpleNamespace(**{name: namespace[name] for name in CREDIT_FUNCTIONS})
+def mutant(part: str, old: str, new: str) -> SimpleNamespace:
+    """The credit with one of its parts rewritten; they call each other, not the originals."""
+    spaces = {module: dict(vars(module)) for module, _ in PARTS}
+    for module, names in PARTS:
+        for name in names:
+            source = SOURCES[name]
+            if name == part:
+                assert source.count(old) == 1, f"{old!r} is no longer in {part}: write this mutant anew"
+                source = source.replace(old, new)
+            exec(compile(source, f"<mutant of {name}>", "exec"), spaces[module])
+    spaces[hm]["shapley"] = SimpleNamespace(**{name: spaces[shapley][name] for name in PARTS[1][1]})
+    return SimpleNamespace(**{name: spaces[module][name] for module, names in PARTS for name in names})
 
 
 # One argsort alone in draw_ranks is no mistake: the inverse of a uniform permutation is one too. Mixing both is.
@@ -533,31 +583,31 @@ MUTANTS = {
         *("shapley_values", "rank.T)", "(rank.T + 1) % num_agents)"),
         check_all_orders,
     ),
-    "agent in its own coalition": ("coalitions_of", "rank < rank", "rank <= rank", check_drawn_coalitions),
-    "successors for predecessors": ("coalitions_of", "rank < rank", "rank > rank", check_drawn_coalitions),
-    "weight of a drawn coalition": ("coalitions_of", "1 / len(ranks)", "1.0", check_fast_form_equals_definition),
-    "value of nobody taken as zero": ("shapley_values", "[q_empty, ", "[0 * q_empty, ", check_efficiency),
-    "value of everybody taken as zero": ("shapley_values", ", q_full]", ", 0 * q_full]", check_efficiency),
-    "empty coalition left out": ("coalitions_of", "range(2**num_agents)", "range(1, 2**num_agents)", check_definition),
-    "last coalition left out": ("coalitions_of", "range(2**num_agents)", "range(2**num_agents - 2)", check_definition),
+    "agent in its own coalition": ("sampled_value", "rank < rank", "rank <= rank", check_asked_coalitions),
+    "successors for predecessors": ("sampled_value", "rank < rank", "rank > rank", check_asked_coalitions),
+    "draws of one agent summed": ("sampled_value", "phi / len(ranks)", "phi", check_fast_form_equals_definition),
+    "value of nobody taken as zero": ("shapley_values", "[nobody, ", "[0 * nobody, ", check_efficiency),
+    "value of everybody taken as zero": ("shapley_values", ", everybody]", ", 0 * everybody]", check_efficiency),
+    "values of the wrong coalitions": ("exact_values", "bits >> i & 1", "bits >> (i + 1) & 1", check_definition),
+    "size of the coalition with the agent": ("exact_values", "sum(members) - member", "sum(members)", check_definition),
     "off-by-one coalition weight": (
-        *("coalitions_of", "math.factorial(num_agents - size - 1)", "math.factorial(num_agents - size)"),
+        *("exact_values", "math.factorial(num_agents - size - 1)", "math.factorial(num_agents - size)"),
         check_definition,
     ),
     "Banzhaf's coalition weight": (
-        "coalitions_of",
+        "exact_values",
         "math.factorial(size) * math.factorial(num_agents - size - 1) / math.factorial(num_agents)",
         "0.5 ** (num_agents - 1)",
         check_definition,
     ),
     "draws summed, not averaged": ("shapley_values", "phi / len(ranks)", "phi", check_mean_over_draws),
-    "only the last draw": ("shapley_values", "phi += contribution", "phi = contribution", check_mean_over_draws),
+    "only the last draw": ("shapley_values", "phi = phi + contribution", "phi = contribution", check_mean_over_draws),
     "slots of other agents masked": (
-        *("masked", "members[:, agent_of_slot]", "members[:, agent_of_slot.flip(0)]"),
+        *("HistoricalCredit", "members[:, self.agent_of_slot]", "members[:, self.agent_of_slot.flip(0)]"),
         check_masking,
     ),
     "members masked, others kept": (
-        *("masked", "members[:, agent_of_slot]", "~members[:, agent_of_slot]"),
+        *("HistoricalCredit", "members[:, self.agent_of_slot]", "~members[:, self.agent_of_slot]"),
         check_all_orders,
     ),
     "larger twin": ("min_q", "torch.minimum", "torch.maximum", check_min_of_twins),

@@ -24,6 +24,7 @@ from helpers import (
 from torch import Tensor
 
 import his_mamujoco as hm
+from common import shapley
 from common.streams import Streams
 
 
@@ -279,7 +280,7 @@ class Setting:
     def run(self, optimizers: Any, critic: Any = None, diagnose: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         streams = Streams(self.seed, CPU)
         critic = self.critic if critic is None else critic
-        rest = (self.batch, self.alpha, self.slots, streams, self.args, diagnose)
+        rest = (self.batch, self.alpha, streams, self.args, diagnose)
         return hm.update_actors(self.actors, optimizers, critic, *rest)
 
     def order(self) -> list[int]:
@@ -387,12 +388,16 @@ def test_actor_loss_is_the_sum_of_its_two_terms() -> None:
     samples = [hm.sample_action(*policy, streams.policy) for policy in policies]
     q = hm.min_q(setting.critic, batch.state, torch.cat([s.action for s in samples], dim=1))
     main = -(q - setting.alpha[agent] * samples[agent].log_prob).mean()
-    ranks = hm.draw_ranks(2, 6, 3, "permutation", streams.coalitions)
-    phi = hm.shapley_values(setting.critic, batch.state, batch.actions, ranks, setting.slots, "difference")
+    ranks = shapley.draw_ranks(2, 6, 3, "permutation", streams.coalitions)
+
+    def value(members: Tensor) -> Tensor:
+        return hm.min_q(setting.critic, batch.state, torch.where(members[:, setting.slots], batch.actions, 0.0))
+
+    phi = hm.shapley_values(value, ranks, "difference")
     u = torch.atanh(batch.actions.clamp(-hm.PRE_TANH_BOUND, hm.PRE_TANH_BOUND)).split(setting.env.action_dims, 1)
-    history = hm.historical_loss(policies, u, phi, setting.args)[0][agent]
+    history, _ = hm.historical_loss(*policies[agent], u[agent], phi[agent], setting.args)
     torch.testing.assert_close(metrics[f"losses/actor_{agent}"], (main + history).detach())
-    torch.testing.assert_close(metrics[f"credit/shapley_{agent}"], phi[agent].mean())
+    torch.testing.assert_close(metrics[f"credit/shapley_{agent}"], phi[agent].mean().detach())
 
 
 def test_efficiency_gap_is_reported_and_nearly_zero() -> None:
@@ -597,13 +602,16 @@ def test_losses_do_not_depend_on_the_order_of_the_rows() -> None:
     torch.testing.assert_close(losses[0], losses[1])
 
     actors = [hm.Actor(obs, action, (8, 8)) for obs, action in zip(env.obs_dims, env.action_dims)]
-    slots, ranks = torch.tensor([0, 1, 1, 2]), torch.stack([torch.randperm(3) for _ in range(32)])
+    ranks = torch.stack([torch.randperm(3) for _ in range(32)])
     outcomes = []
     for rows, rank in ((batch, ranks), (permuted(batch, order), ranks[order])):
-        phi = hm.shapley_values(critic, rows.state, rows.actions, rank[None], slots, "difference")
+        credit = hm.HistoricalCredit(critic, rows, env.action_dims, torch.Generator(), small_args())
+        credit.ranks = rank[None]
+        credit.phi = credit.of(rows.actions)
         policies = [actor(obs) for actor, obs in zip(actors, rows.obs)]
-        u = torch.atanh(rows.actions.clamp(-0.999, 0.999)).split(env.action_dims, 1)
-        outcomes.append((phi, torch.stack(hm.historical_loss(policies, u, phi, small_args())[0])))
+        samples = [hm.sample_action(*policy, torch.Generator()) for policy in policies]
+        losses = [credit.loss(i, policies[i], samples[i], rows.actions)[0] for i in range(3)]
+        outcomes.append((credit.phi, torch.stack(losses)))
     torch.testing.assert_close(outcomes[0][0][:, order], outcomes[1][0])
     torch.testing.assert_close(outcomes[0][1], outcomes[1][1])
 
@@ -611,22 +619,24 @@ def test_losses_do_not_depend_on_the_order_of_the_rows() -> None:
 def test_wrong_shapes_raise() -> None:
     env, args = noisy_env(), small_args()
     learner, batch = small_learner(env, args), random_batch(env, 8)
-    critic, slots = learner.critic, learner.agent_of_slot
+    critic = learner.critic
     with pytest.raises(RuntimeError):  # an action too few
         critic(batch.state, batch.actions[:, :-1])
     with pytest.raises(RuntimeError):  # agents exchanged
         hm.critic_target(batch._replace(next_obs=batch.next_obs[::-1]), *target_inputs(learner))
     with pytest.raises(ValueError):  # an agent too few
         hm.critic_target(batch._replace(next_obs=batch.next_obs[:-1]), *target_inputs(learner))
-    with pytest.raises(RuntimeError):  # ranks of another batch
-        ranks = hm.draw_ranks(1, 5, 3, "permutation", torch.Generator())
-        hm.shapley_values(critic, batch.state, batch.actions, ranks, slots, "difference")
-    policies = [(torch.zeros(8, d), torch.zeros(8, d)) for d in env.action_dims]
-    u = [torch.zeros(8, d) for d in env.action_dims]
-    with pytest.raises((RuntimeError, IndexError)):  # phi (B, N) for (N, B)
-        hm.historical_loss(policies, u, torch.zeros(8, 3), args)
-    with pytest.raises(ValueError):  # an agent too few
-        hm.historical_loss(policies, u[:-1], torch.zeros(3, 8), args)
+    with pytest.raises(RuntimeError):  # permutations of another batch
+        credit = hm.HistoricalCredit(critic, batch, env.action_dims, torch.Generator(), args)
+        credit.ranks = credit.ranks[:, :5]
+        credit.of(batch.actions)
+    with pytest.raises((RuntimeError, IndexError)):  # an agent too few
+        hm.HistoricalCredit(critic, batch, env.action_dims[:-1], torch.Generator(), args)
+    zeros = torch.zeros(8, 2)
+    with pytest.raises(RuntimeError):  # phi of another batch
+        hm.historical_loss(zeros, zeros, zeros, torch.zeros(5), args)
+    with pytest.raises(RuntimeError):  # actions of another agent
+        hm.historical_loss(zeros, zeros, torch.zeros(8, 3), torch.zeros(8), args)
     with pytest.raises(RuntimeError):  # samples for one agent's log-probability missing
         hm.update_temperature(learner.log_alpha, learner.alpha_optimizer, torch.zeros(2, 8), learner.target_entropy)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import his_mamujoco as his
+from common import shapley
 from common.streams import Streams
 from experiments import update_speed
 
@@ -52,14 +53,14 @@ def test_counted_work() -> None:
 
 def test_naive_is_the_same_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same batch, samples and permutations: losses, actor gradients and all that is updated agree."""
-    sample_action, draw_ranks = his.sample_action, his.draw_ranks
+    sample_action, draw_ranks = his.sample_action, shapley.draw_ranks
 
     def fixed(seed: int) -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
     # The two draw in another order and another number of times: every draw now gives the same numbers.
     monkeypatch.setattr(his, "sample_action", lambda mean, log_std, generator: sample_action(mean, log_std, fixed(1)))
-    monkeypatch.setattr(his, "draw_ranks", lambda m, b, n, how, generator: draw_ranks(m, b, n, how, fixed(2)))
+    monkeypatch.setattr(shapley, "draw_ranks", lambda m, b, n, how, generator: draw_ranks(m, b, n, how, fixed(2)))
 
     args = update_speed.make_args("HalfCheetah-3x2", batch_size=256, num_coalitions=3)
     env = his.make_env(args, update_speed.NUM_ENVS)
@@ -90,7 +91,9 @@ def test_naive_is_the_same_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(ours.log_alpha, naive.log_alpha)
 
     # and the comparison notices another credit: the term of Eq. (10) with the opposite permutations
-    monkeypatch.setattr(his, "draw_ranks", lambda m, b, n, how, generator: n - 1 - draw_ranks(m, b, n, how, fixed(2)))
+    monkeypatch.setattr(
+        shapley, "draw_ranks", lambda m, b, n, how, generator: n - 1 - draw_ranks(m, b, n, how, fixed(2))
+    )
     changed = update_speed.naive_update(learner(), buffer)
     assert not math.isclose(float(changed[0]), float(losses[0]), rel_tol=1e-2)
 
