@@ -1,41 +1,44 @@
 """The Box-Cox transform, the maximum-likelihood fit of its parameter, and the soft floor that precedes it in HIS."""
 
+import numpy as np
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
-HALVINGS = 26  # the bracket shrinks by 2**26: 3e-8 on [0, 2]
 MIN_COUNT = 8  # fewer values than this say nothing about the shape of a distribution
 MIN_SPREAD = 1e-6  # max - min below this is a constant sample: every lambda is as likely
+NEAR_ZERO = 1e-6  # the score has a removable 0/0 at lambda = 0, and cancels near it
+TOLERANCE = 1e-8
 
 
-@torch.no_grad()
 def fit_lambda(y: Tensor, low: float, high: float) -> Tensor:
     """Maximum-likelihood Box-Cox lambda of positive values y (B,), bounded to [low, high]; a scalar in the dtype of y.
 
-    The profile log-likelihood of Box and Cox (1964) has one maximum, so its derivative (the score) is bisected. With
-    t = log y - max(log y), e = exp(lambda t) and w = e - mean(e), up to a positive factor
+    The profile log-likelihood of Box and Cox (1964) has one maximum: the root of its derivative, the score. With
+    t = log y up to a constant, e = exp(lambda t) and w = e - mean(e) it is, up to a positive factor,
 
         score(lambda) = mean(t) - mean(w e t) / mean(w^2) + 1 / lambda.
 
-    Subtracting max(log y) rescales y, which leaves the maximiser where it is and keeps e in (0, 1] for lambda > 0.
-    The optimum equals `scipy.stats.boxcox_normmax(y, method="mle")` clipped to the bounds (a maximum outside lies at
-    the nearer one). Fewer than 8 values or a spread below 1e-6 do not determine it: then it is 1, the identity up to a
-    shift.
+    The optimum equals `scipy.stats.boxcox_normmax(y, method="mle")` clipped to the bounds (one outside lies at the nearer
+    bound), at a fraction of its time. Fewer than 8 values or a spread below 1e-6 do not determine it: then it is 1, the
+    identity up to a shift.
     """
-    t = y.double().log()
-    t -= t.max()
-    mean_t = t.mean()
-    lower, upper = torch.full_like(mean_t, low), torch.full_like(mean_t, high)
-    for _ in range(HALVINGS):
-        lam = (lower + upper) / 2
-        lam = torch.where(lam == 0, 1e-6, lam)  # the score has a removable 0/0 at lambda = 0
-        e = torch.expm1(lam * t)  # e - 1 in the formula: exact where lambda t is tiny, and w is the same
+    values = y.detach().double().cpu().numpy()
+    if len(values) < MIN_COUNT or np.ptp(values) < MIN_SPREAD:
+        return torch.ones((), dtype=y.dtype, device=y.device)
+    log_y = np.log(values)
+    logs = {True: log_y - log_y.max(), False: log_y - log_y.min()}  # lambda > 0 or not: keeps e in (0, 1]
+    means = {positive: t.mean() for positive, t in logs.items()}
+
+    def score(lam: float) -> float:
+        lam = lam if abs(lam) > NEAR_ZERO else NEAR_ZERO
+        t = logs[lam > 0]
+        e = np.expm1(lam * t)  # e - 1 in the formula: exact where lambda t is tiny, and w is the same
         w = e - e.mean()
-        rising = mean_t - w.dot(torch.addcmul(t, e, t)) / w.dot(w) + 1 / lam > 0
-        lower, upper = torch.where(rising, lam, lower), torch.where(rising, upper, lam)
-    lam = ((lower + upper) / 2).clamp(low, high)
-    determined = (y.max() - y.min() >= MIN_SPREAD) & torch.isfinite(lam) & (len(y) >= MIN_COUNT)
-    return torch.where(determined, lam, 1.0).to(y.dtype)
+        return means[lam > 0] - w.dot(t + e * t) / w.dot(w) + 1 / lam
+
+    lam = low if score(low) <= 0 else high if score(high) >= 0 else brentq(score, low, high, xtol=TOLERANCE)
+    return torch.tensor(lam, dtype=y.dtype, device=y.device)
 
 
 def box_cox(y: Tensor, lam: Tensor, scale: str = "none") -> Tensor:
