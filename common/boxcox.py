@@ -19,7 +19,7 @@ def fit_lambda(y: Tensor, low: float, high: float) -> Tensor:
 
         score(lambda) = mean(t) - mean(w e t) / mean(w^2) + 1 / lambda.
 
-    The optimum equals `scipy.stats.boxcox_normmax(y, method="mle")` clipped to the bounds (one outside lies at the nearer
+    The optimum equals `scipy.stats.boxcox_normmax(y, method="mle")` clipped to the bounds (one outside: the nearer
     bound), at a fraction of its time. Fewer than 8 values or a spread below 1e-6 do not determine it: then it is 1, the
     identity up to a shift.
     """
