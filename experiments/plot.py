@@ -16,8 +16,10 @@ lacks is printed and in missing.csv. Exit status: 0 written, 2 refused. See docs
 
 import argparse
 import csv
+import dataclasses
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,8 @@ from experiments.suites import SUITES, Suite
 
 Rows = list[dict[str, Any]]
 ALL = "all tasks"
+# Variants whose returns mean something else than those of the others on the task: they get panels of their own.
+APART = {"his-harl-rules": "HARL rules", "his-long": "long", "none-long": "long"}
 DRAWS = 2000  # of the intervals that are drawn at many points
 THRESHOLDS = np.linspace(0, 1, 101)
 
@@ -104,6 +108,11 @@ def wanted(suite: Suite, tasks: Sequence[str] | None, variants: Sequence[str] | 
     ]
 
 
+def panel_of(task: str, variant: str) -> str:
+    """What stands above a panel: the task, or what is compared apart from it."""
+    return f"{task} ({APART[variant]})" if variant in APART else task
+
+
 def load(cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path]) -> list[Curve]:
     """The curves of these cells; where a run is both collected and a folder, the folder counts."""
     known = {(case.task, case.variant) for case in cases}
@@ -119,7 +128,11 @@ def load(cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path]) -> li
             if curve.variant != name:
                 raise folders.SuiteError(f"{folder.path}: its settings are not those of the variant {name}")
             found[task, name, seed] = curve
-    curves = [curve for key, curve in found.items() if key[:2] in known]
+    curves = [
+        dataclasses.replace(curve, task=panel_of(curve.task, curve.variant))
+        for key, curve in found.items()
+        if key[:2] in known
+    ]
     if not curves:
         raise folders.SuiteError(
             f"no run of this suite with evaluations in {', '.join(map(str, [runs_dir, *results]))}"
@@ -131,7 +144,8 @@ def missing(cases: Sequence[Wanted], curves: Sequence[Curve]) -> Rows:
     """One row a cell that lacks finished runs."""
     rows: Rows = []
     for case in cases:
-        mine = [c for c in curves if (c.task, c.variant) == (case.task, case.variant)]
+        panel = panel_of(case.task, case.variant)
+        mine = [c for c in curves if (c.task, c.variant) == (panel, case.variant)]
         done = sum(c.finished for c in mine)
         begun = sorted(f"{c.seed} (step {c.steps[-1]:,} of {c.total:,})" for c in mine if not c.finished)
         absent = sorted(set(case.seeds) - {c.seed for c in mine})[: max(len(case.seeds) - len(mine), 0)]
@@ -188,7 +202,8 @@ def curve_rows(done: Cells, common: Cells) -> Rows:
             rows += _band(task, name, [returns], steps)
     if len(common) < 2:
         return rows
-    share = np.linspace(0.01, 1, 100)
+    first = max(c.steps[0] / horizon(v) for v in common.values() for runs in v.values() for c in runs)
+    share = np.linspace(first, 1, 100)
     for name in next(iter(common.values())):
         strata = []
         for variants in common.values():
@@ -345,8 +360,9 @@ def draw_curves(painter: Painter, rows: Rows, curves: Sequence[Curve]) -> None:
 
 def draw_points(painter: Painter, rows: Rows, name: str, panel: str, value: str, label: Callable[[str], str]) -> None:
     """A dot with its interval for each variant (and how many runs it has); hollow dots are the last half."""
-    figure, axes = painter.panels(list(dict.fromkeys(row[panel] for row in rows)), height=2.9)
     key = "other" if "other" in rows[0] else "variant"
+    crowd = max(Counter((row[panel], row.get("score")) for row in rows).values())
+    figure, axes = painter.panels(list(dict.fromkeys(row[panel] for row in rows)), height=1.0 + 0.36 * crowd)
     for title, each in axes.items():
         mine = [row for row in rows if row[panel] == title]
         names = list(dict.fromkeys(row[key] for row in mine))
@@ -413,9 +429,8 @@ def plot_suite(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         raise folders.SuiteError(f"{args.suite} has no run of these tasks with these variants")
     curves = load(cases, args.runs_dir, args.results)
     order = list(dict.fromkeys(case.variant for case in cases))
-    curves.sort(
-        key=lambda c: (list(dict.fromkeys(case.task for case in cases)).index(c.task), order.index(c.variant), c.seed)
-    )
+    panels = list(dict.fromkeys(panel_of(case.task, case.variant) for case in cases))
+    curves.sort(key=lambda c: (panels.index(c.task), order.index(c.variant), c.seed))
     done = cells([curve for curve in curves if curve.finished], order)
     base = args.base or next((name for name in ("his", "beta10", "M1") if name in order), order[0])
     common = together(done, base)

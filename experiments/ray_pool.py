@@ -8,6 +8,7 @@ restarted from its last checkpoint wherever a CPU is free, and never before the 
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -31,6 +32,9 @@ def connect(address: str) -> int:
         raise folders.SuiteError("--backend ray: pip install 'his-marl[ray]' (no package ray)") from error
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdigit():  # where nobody listens Ray would wait for a minute and end this process
+            socket.create_connection((host, int(port)), timeout=10).close()
         environment = {"env_vars": {"PYTHONPATH": processes.environment(os.environ)["PYTHONPATH"]}}
         ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
         cpus = int(ray.cluster_resources().get("CPU", 0))
@@ -83,7 +87,8 @@ class Worker:
 class RemoteProcess:
     """A Worker, seen from the runner as if it were a subprocess.Popen."""
 
-    pid = None
+    pid = None  # it has one, on its node
+    note = ""
 
     def __init__(self, command: Sequence[str], log: Path, lock_path: Path) -> None:
         import ray
@@ -104,8 +109,6 @@ class RemoteProcess:
             except self.ray.exceptions.RayError:
                 self.returncode = -signal.SIGKILL
         return self.returncode
-
-    note = ""
 
     def terminate(self) -> None:
         self.end(kill=False)

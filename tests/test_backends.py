@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from test_runner import (
     wait_for,
 )
 
-from experiments import folders, slurm
+from experiments import folders, ray_pool, slurm
 from experiments.run import main
 
 
@@ -76,6 +77,7 @@ def test_a_missing_package_is_named_and_nothing_is_created(
 
 def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
     """Two nodes with a CPU each; one dies with a run on it. Nothing is lost, nothing runs twice."""
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start its nodes
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -95,10 +97,6 @@ def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
         (twice,) = (starts(path) for path in all_folders(tmp_path) if len(starts(path)) == 2)
         assert twice[1] > 0, "it should have gone on from its checkpoint"
 
-        process = run_with(tmp_path, "--backend", "ray", "--ray-address", cluster.address)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and "4 finished, 0 begun, 0 not begun" in output, output
-
         process = run_with(
             tmp_path, "--backend", "ray", "--ray-address", cluster.address, "--seeds", 3, "--tasks", "toy"
         )
@@ -107,6 +105,7 @@ def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
         process.terminate()
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 143 and "1 stopped" in output, output
+        assert "runs: 3; 2 finished, 0 begun, 1 not begun" in output
         assert [words[1] for words in history(third)] == ["start", "end"] and history(third)[-1][2] == "143"
     finally:
         if process is not None and process.poll() is None:
@@ -114,14 +113,35 @@ def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
         cluster.shutdown()
 
 
-def test_no_ray_cluster_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_no_ray_cluster_is_one_line(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    process = run_with(
-        tmp_path, "--backend", "ray", "--ray-address", "127.0.0.1:1", RAY_gcs_rpc_server_reconnect_timeout_s="1"
-    )
+    process = run_with(tmp_path, "--backend", "ray", "--ray-address", address, RAY_TMPDIR=str(tmp_path), RAY_ADDRESS="")
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 2 and "experiments.run: error: --ray-address 127.0.0.1:1: " in output, output
-    assert not (tmp_path / "suite/fake").exists()
+    assert process.returncode == 2 and output.startswith(f"experiments.run: error: --ray-address {address}: "), output
+    assert output.count("\n") == 1 and not (tmp_path / "suite").exists(), output
+
+
+def test_a_worker_starts_its_script_with_the_lock_and_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a node, here without Ray."""
+    monkeypatch.setattr(ray_pool, "LOCK_WAIT_S", 0.3)
+    log, lock = tmp_path / "log", tmp_path / "lock"
+    held = folders.take_lock(lock)
+    assert held is not None
+    assert ray_pool.Worker().run(["-c", "pass"], str(log), str(lock)) == ray_pool.LOCKED and not log.exists()
+    os.close(held)
+    assert ray_pool.Worker().run(["-c", "raise SystemExit(3)"], str(log), str(lock)) == 3
+    for kill, status in ((False, -signal.SIGTERM), (True, -signal.SIGKILL)):
+        worker = ray_pool.Worker()
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(worker.run, ["-c", "import time; time.sleep(60)"], str(log), str(lock))
+            wait_for(lambda worker=worker: worker.process, "process")
+            assert folders.take_lock(lock) is None and folders.holder(lock) == worker.process.pid  # type: ignore[union-attr]
+            worker.end(kill)
+            assert result.result(timeout=20) == status
+    stopped = ray_pool.Worker()
+    stopped.end(kill=False)
+    assert stopped.run(["-c", "pass"], str(log), str(lock)) == 143 and stopped.process is None
 
 
 # ---- Slurm
