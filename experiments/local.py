@@ -135,14 +135,14 @@ class LocalPool:
                 else:
                     command = job.run.command(shown(self.runs_dir), self.extra)
                 self.log_of(job.run).parent.mkdir(parents=True, exist_ok=True)
-                job.process = self._launch(job.run, command, lock)
+                process = job.process = self._launch(job.run, command, lock)
             finally:
                 os.close(lock)
         except (folders.SuiteError, OSError) as error:
             self._refuse(error)
             return
         job.state = "running"
-        where = "" if job.process.pid is None else f" (process {job.process.pid})"
+        where = "" if process.pid is None else f" (process {process.pid})"
         self.say(f"{job.run.name}: {'continues' if folder else 'starts'}{where}")
 
     def _launch(self, run: Run, command: Sequence[str], lock: int) -> Process:

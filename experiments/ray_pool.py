@@ -27,7 +27,7 @@ LOCK_WAIT_S = 15.0  # the runner itself holds it for a moment, and what it was h
 def connect(address: str) -> int:
     """Join the cluster; returns its number of CPUs. SuiteError where there is none."""
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise folders.SuiteError("--backend ray: pip install 'his-marl[ray]' (no package ray)") from error
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -91,7 +91,7 @@ class RemoteProcess:
     note = ""
 
     def __init__(self, command: Sequence[str], log: Path, lock_path: Path) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self.ray, self.returncode = ray, None
         self.actor: Any = ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Worker).remote()

@@ -123,7 +123,8 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
 
 def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
     measure = MEASURES[rule.measure]
-    middle, low, high = difference_interval(*(np.array([measure(c, last) for c in side]) for side in (mine, theirs)))
+    ones, others = (np.array([measure(curve, last) for curve in side]) for side in (mine, theirs))
+    middle, low, high = difference_interval(ones, others)
     side = side_of(-high, -low) if rule.measure == "unsteadiness" else side_of(low, high)
     return f"difference {brackets(middle, low, high)}", side
 

@@ -74,7 +74,7 @@ class Task:
 
     def checkpoint(self) -> Any:
         """Called by submitit on SIGUSR2: let the run save and end, then be queued again."""
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
 
         if self.pool is not None:
             self.pool.stop()
@@ -115,7 +115,7 @@ def submit(
 ) -> None:
     """Submit what is neither finished nor queued, at most `parallel` tasks at a time, and say under which ids."""
     try:
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise folders.SuiteError("--backend slurm: pip install 'his-marl[slurm]' (no package submitit)") from error
     place = runs_dir / "slurm"

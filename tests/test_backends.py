@@ -79,7 +79,7 @@ def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
     """Two nodes with a CPU each; one dies with a run on it. Nothing is lost, nothing runs twice."""
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start its nodes
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     process = None

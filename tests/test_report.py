@@ -1,4 +1,4 @@
-"""`experiments.report`: what is committed is up to date; the rules on curves made by hand; the data against the suites."""
+"""`experiments.report`: the committed report is up to date; its rules on curves made by hand; its data."""
 
 import csv
 import dataclasses
