@@ -389,7 +389,12 @@ def written(root: Path) -> dict[Path, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
-    for path, text in written(ROOT).items():
+    try:
+        texts = written(ROOT)
+    except FileNotFoundError as error:
+        print(f"experiments.report: error: no {Path(error.filename).relative_to(ROOT)}", file=sys.stderr)
+        return 2
+    for path, text in texts.items():
         path.write_text(text)
         print(path.relative_to(ROOT))
     return 0
