@@ -61,3 +61,40 @@ def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     """P(a run of `one` scores higher than one of `other`), ties counted half; (R,), (R',): Mann-Whitney's U / RR'."""
     difference = np.asarray(one)[:, None] - np.asarray(other)[None, :]
     return float((np.sign(difference) / 2 + 0.5).mean())
+
+
+def improvement_interval(
+    ones: Sequence[np.ndarray], others: Sequence[np.ndarray], level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The probability of improvement, mean over tasks, and its percentile bootstrap interval.
+
+    `ones` and `others` hold one array of runs a task, (R,) and (R',); runs of each side are resampled within each task.
+    With one run on each side of every task the interval has no width and says nothing.
+    """
+    rng = np.random.default_rng(seed)
+    values = np.zeros(draws)
+    for one, other in zip(ones, others, strict=True):
+        mine, theirs = resample(np.asarray(one), draws, rng), resample(np.asarray(other), draws, rng)
+        values += (np.sign(mine[:, None] - theirs[None, :]) / 2 + 0.5).mean((0, 1))
+    low, high = np.quantile(values / len(ones), [(1 - level) / 2, (1 + level) / 2])
+    middle = np.mean([probability_of_improvement(one, other) for one, other in zip(ones, others, strict=True)])
+    return float(middle), float(low), float(high)
+
+
+def performance_profile(
+    strata: Sequence[np.ndarray], thresholds: np.ndarray, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of runs whose score is above each threshold, mean over tasks, and its pointwise bootstrap interval.
+
+    Args:
+        strata: over tasks arrays (R,) of scores that are comparable over tasks.
+        thresholds: (T,).
+
+    Returns:
+        The profile and the lower and upper end of its interval, each (T,). Agarwal et al., Eq. (2).
+    """
+    rng = np.random.default_rng(seed)
+    above = [np.asarray(scores)[:, None] > thresholds for scores in strata]  # (R, T)
+    values = np.mean([resample(each, draws, rng).mean(0) for each in above], axis=0)  # (draws, T)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.mean([each.mean(0) for each in above], axis=0), low, high

@@ -6,7 +6,7 @@
 Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `runs.json` (command, commit, host and
 packages of each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 %
 bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: the IQM at a few steps, single runs in
-brackets, and the comparison of the algorithms.
+brackets, and the comparison of the algorithms. Runs of a suite are told apart by their variant (experiments/suites.py).
 
 `--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
 or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; "random"
@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm
+from experiments.scores import LABELS, label_of, shown, variant_of
 
-LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
 COLORS = dict(zip(LABELS.values(), ("tab:blue", "tab:orange", "tab:green", "tab:red")))
+MORE_COLORS = "tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 COLUMNS = ("algorithm", "rules", "seed", "global_step", "episode", "return", "length")
 Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean return of that evaluation
 
@@ -63,7 +64,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> Curves:
     for row in rows:
         returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row["return"]))
     nested: Curves = defaultdict(lambda: defaultdict(dict))
-    order = list(LABELS.values())
+    order = [*LABELS.values(), *sorted({key[0] for key in returns} - set(LABELS.values()))]
     for (algorithm, seed, step), values in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
         nested[algorithm][seed][step] = float(np.mean(values))
     return nested
@@ -80,11 +81,6 @@ def table(nested: Curves, steps: Sequence[int]) -> str:
             cells.append(f"**{shown(float(iqm(np.array(values))))}** ({single})" if values else "not run")
         lines.append(f"| {algorithm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def shown(value: float) -> str:
-    """Three significant digits, four for thousands."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def complete(nested: Curves, algorithm: str) -> tuple[list[int], np.ndarray]:
@@ -135,8 +131,9 @@ def plot(scenarios: dict[str, Curves], bounds: dict[str, dict[str, float]], path
     size = (7.0, 4.2) if len(scenarios) == 1 else (4.6 * len(scenarios), 3.9)
     figure, panels = plt.subplots(1, len(scenarios), figsize=size, layout="constrained", squeeze=False)
     for axes, (scenario, nested) in zip(panels[0], scenarios.items()):
+        others = [algorithm for algorithm in nested if algorithm not in COLORS]
         for algorithm, seeds in nested.items():
-            color = COLORS[algorithm]
+            color = COLORS.get(algorithm) or MORE_COLORS[others.index(algorithm) % len(MORE_COLORS)]
             for points in seeds.values():
                 axes.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.45)
             steps, returns = complete(nested, algorithm)
@@ -180,7 +177,10 @@ def main() -> int:
             print(f"curves: error: {folder} is not a run with evaluations: no {name}", file=sys.stderr)
             return 2
         settings = config["args"]
-        about = {"algorithm": LABELS[settings["credit"]], "rules": settings.get("rules", ""), "seed": settings["seed"]}
+        if not (variant := variant_of(config)):
+            print(f"curves: error: {folder}: neither its name nor its flags say which algorithm it is", file=sys.stderr)
+            return 2
+        about = {"algorithm": label_of(variant), "rules": settings.get("rules", ""), "seed": settings["seed"]}
         for row in evaluations:
             rows[settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
         finished = folder / "finished.json"

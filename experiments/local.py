@@ -6,17 +6,19 @@ the process inherits the lock: whatever becomes of the runner, the lock is free 
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from experiments import folders, processes
 from experiments.suites import Run
 
 # Wrong usage and non-finite numbers: the same would happen again.
 HOPELESS = {2: "wrong usage", 3: "a non-finite number"}
+
+Process = Any
+"""subprocess.Popen, or what has its pid, returncode, poll() and terminate()"""
 
 State = Literal["waiting", "running", "elsewhere", "finished", "failed", "stopped"]
 
@@ -28,7 +30,7 @@ class Job:
     run: Run
     state: State = "waiting"
     folder: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     restarts: int = 0
     note: str = ""
 
@@ -95,7 +97,10 @@ class LocalPool:
         self.stopping = True
         for job in self.jobs:
             if job.process is not None:
-                processes.kill(job.process)
+                self._kill(job.process)
+
+    def _kill(self, process: Process) -> None:
+        processes.kill(process)
 
     def find(self, job: Job) -> folders.Folder | None:
         """The run folder of a job, where there is one."""
@@ -129,17 +134,22 @@ class LocalPool:
                     command = [job.run.script, "--resume", shown(folder.path)]
                 else:
                     command = job.run.command(shown(self.runs_dir), self.extra)
-                log = self.log_of(job.run)
-                log.parent.mkdir(parents=True, exist_ok=True)
-                job.process = processes.start(command, log, lock)
-                folders.note_holder(lock, job.process.pid)
+                self.log_of(job.run).parent.mkdir(parents=True, exist_ok=True)
+                process = job.process = self._launch(job.run, command, lock)
             finally:
                 os.close(lock)
         except (folders.SuiteError, OSError) as error:
             self._refuse(error)
             return
         job.state = "running"
-        self.say(f"{job.run.name}: {'continues' if folder else 'starts'} (process {job.process.pid})")
+        where = "" if process.pid is None else f" (process {process.pid})"
+        self.say(f"{job.run.name}: {'continues' if folder else 'starts'}{where}")
+
+    def _launch(self, run: Run, command: Sequence[str], lock: int) -> Process:
+        """Start the process of a run; it inherits the lock, which the caller closes."""
+        process = processes.start(command, self.log_of(run), lock)
+        folders.note_holder(lock, process.pid)
+        return process
 
     def _refuse(self, error: Exception) -> None:
         if self.refusal is None:

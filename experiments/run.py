@@ -4,7 +4,8 @@
     python -m experiments.run fig5 --workers 2 --scale 0.03 --skip-missing --dry-run     what it would cost
     python -m experiments.run mpe --variants his none --seeds 3 -- --device cpu          flags of the scripts come last
 
-Runs are processes of one thread each. Rerun the same command after whatever happened: finished runs are skipped, begun
+Runs are processes of one thread each, on this machine, with `--backend ray` on an existing Ray cluster, with `--backend
+slurm` as an array job. Rerun the same command after whatever happened: finished runs are skipped, begun
 ones continued from their last checkpoint. Ctrl-C lets the runs save and ends; a second one ends at once.
 Exit status: 0 all finished, 1 some failed, 2 refused, 130 or 143 stopped by a signal. See docs/experiments.md.
 """
@@ -25,9 +26,10 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from common.provenance import cpu_model, git_commit
-from experiments import cost, folders
+from experiments import cost, folders, slurm
 from experiments.local import Job, LocalPool
 from experiments.processes import ROOT
+from experiments.ray_pool import RayPool, connect
 from experiments.suites import SUITES, Run, Suite, expand, table_mismatches
 
 POLL_S = 0.2
@@ -51,7 +53,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = Parser("experiments.run", description=__doc__, epilog=epilog)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("suite", metavar="SUITE", help="one of the suites below")
-    parser.add_argument("--workers", type=int, default=cores(), help="runs at a time (default: all cores, %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, help="runs at a time (default: all cores, of this machine or the cluster)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="times the suite's environment steps")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: the suite's)")
     parser.add_argument("--tasks", nargs="+", help="only these scenarios")
@@ -63,6 +67,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--prune", action="store_true", help="delete the replay checkpoints of finished runs")
     parser.add_argument("--dry-run", action="store_true", help="print runs, steps and cost, and stop")
     parser.add_argument("--calibration", type=Path, default=Path("runs/calibration.json"), help="measured costs")
+    parser.add_argument("--backend", choices=["local", "ray", "slurm"], default="local", help="where the runs run")
+    parser.add_argument("--ray-address", default="auto", help="of an existing Ray cluster (default: this machine's)")
+    parser.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the array job: time=1440 ...")
     parser.add_argument("--report-every", type=float, default=300, help="seconds between lines without a terminal")
     args = parser.parse_args(words[:split])
     check(args)
@@ -81,6 +88,12 @@ def check(args: argparse.Namespace) -> None:
         raise folders.SuiteError(f"--scale {args.scale}: must be above 0")
     if args.scale != 1 and (SUITES[args.suite].smoke or SUITES[args.suite].check):
         raise folders.SuiteError(f"--scale {args.scale}: {args.suite} has no steps to scale")
+    if args.backend != "slurm" and args.slurm:
+        raise folders.SuiteError(f"--slurm {args.slurm[0]}: only with --backend slurm")
+    if args.backend != "ray" and args.ray_address != "auto":
+        raise folders.SuiteError(f"--ray-address {args.ray_address}: only with --backend ray")
+    if args.backend == "slurm":
+        slurm.parameters(args.slurm)
     groups = SUITES[args.suite].groups
     for flag, given, known in (
         ("--tasks", args.tasks, {task for group in groups for task in group.tasks}),
@@ -152,7 +165,10 @@ def check_unchanged(commit: str | None) -> None:
 def rates_of(
     jobs: Sequence[Job], extra: Sequence[str], args: argparse.Namespace, say: Any, signals: "Signals"
 ) -> dict[str, cost.Rate]:
-    """The rate of each kind that has anything left to do: from runs of this suite, else measured before, else now."""
+    """The rate of each kind that has anything left to do: from runs of this suite, else measured before, else now.
+
+    Where the runs are not to be on this machine nothing is measured, unless for a dry run.
+    """
     commit = git_commit()
     kinds: dict[str, Run] = {}
     own: dict[str, list[folders.Progress]] = {}
@@ -168,7 +184,7 @@ def rates_of(
     kept = cost.load(args.calibration, commit)
     rates |= {name: kept[name] for name in kinds if name in kept and name not in rates}
     todo = {name: run for name, run in kinds.items() if name not in rates}
-    if todo:
+    if todo and (args.backend == "local" or args.dry_run):
         say(f"measuring {len(todo)} kinds of run, {args.workers} at a time (some seconds to a minute each)")
         new = cost.calibrate(todo, extra, args.workers, say, lambda: signals.count > 0)
         with contextlib.suppress(OSError):  # a read-only place costs a measurement next time, nothing else
@@ -362,6 +378,11 @@ def conclude(suite: Suite, pool: LocalPool, board: Board) -> int:
 def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, signals: Signals) -> int:
     """Everything after the command line; the exit status."""
     suite = SUITES[args.suite]
+    parallel = args.workers
+    if args.workers is None:
+        args.workers = connect(args.ray_address) if args.backend == "ray" and not args.dry_run else cores()
+    elif args.backend == "ray" and not args.dry_run:
+        connect(args.ray_address)
     runs_dir = (args.runs_dir or Path("runs/suites") / args.suite).resolve()
     runs = select(args, extra, board.say)
     commit = None if args.allow_mixed_commits else git_commit()
@@ -386,7 +407,12 @@ def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, sign
         board.say(line)
     if args.dry_run:
         return 0
-    pool = LocalPool(
+    if args.backend == "slurm":
+        options = slurm.parameters(args.slurm)
+        slurm.submit(jobs, runs_dir, options, parallel, args.max_restarts, extra, commit, args.prune, board.say)
+        return 0
+    kind = RayPool if args.backend == "ray" else LocalPool
+    pool = kind(
         jobs, runs_dir, args.workers, args.max_restarts, extra, lambda: check_unchanged(commit), board.say, args.prune
     )
     try:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from common.stats import bootstrap_interval, difference_interval, iqm, probability_of_improvement
+from common.stats import (
+    bootstrap_interval,
+    difference_interval,
+    improvement_interval,
+    iqm,
+    performance_profile,
+    probability_of_improvement,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,44 @@ def test_probability_of_improvement_is_mann_whitneys() -> None:
     u = scipy_stats.mannwhitneyu(one, other).statistic
     assert probability_of_improvement(one, other) == pytest.approx(u / (9 * 7))
     assert probability_of_improvement(np.array([2.0]), np.array([1.0, 3.0, 2.0, 0.0])) == 0.625
+
+
+def test_improvement_interval_by_hand_and_against_scipy() -> None:
+    rng = np.random.default_rng(7)
+    ones, others = [rng.normal(size=6), rng.normal(size=5)], [rng.normal(size=4), rng.normal(-1, size=7)]
+    middle, low, high = improvement_interval(ones, others)
+    us = [scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(ones, others)]
+    assert middle == pytest.approx(np.mean(us)) and low < middle < high
+    draws = scipy_stats.bootstrap(
+        (ones[0], others[0]),
+        lambda a, b: probability_of_improvement(a, b),
+        n_resamples=4000,
+        method="percentile",
+        vectorized=False,
+        rng=1,
+    ).confidence_interval
+    assert improvement_interval(ones[:1], others[:1], draws=4000)[1:] == pytest.approx(
+        (draws.low, draws.high), abs=0.05
+    )
+    assert improvement_interval([np.array([2.0])], [np.array([1.0])]) == (1, 1, 1)
+
+
+def test_performance_profile_is_the_mean_of_survival_functions() -> None:
+    rng = np.random.default_rng(8)
+    strata, thresholds = [rng.normal(size=5), rng.normal(1, size=9)], np.linspace(-2, 3, 11)
+    profile, low, high = performance_profile(strata, thresholds)
+    np.testing.assert_allclose(profile, np.mean([scipy_stats.ecdf(s).sf.evaluate(thresholds) for s in strata], axis=0))
+    assert np.all(low <= profile) and np.all(profile <= high) and np.any(high - low > 0.2)
+
+
+def test_coverage_over_tasks_by_simulation() -> None:
+    """Five tasks of five runs on very different levels: the interval covers about as often as it says."""
+    rng, means, hits, trials = np.random.default_rng(9), np.arange(5.0), {"iqm": 0, "improvement": 0}, 200
+    truth = iqm(np.concatenate([m + scipy_stats.norm.ppf((np.arange(4000) + 0.5) / 4000) for m in means]))
+    for trial in range(trials):
+        runs, others = ([rng.normal(m, 1, 5) for m in means] for _ in range(2))
+        low, high = bootstrap_interval(runs, draws=400, seed=trial)
+        hits["iqm"] += bool(low <= truth <= high)
+        _, low, high = improvement_interval(runs, others, draws=400, seed=trial)
+        hits["improvement"] += low <= 0.5 <= high
+    assert all(0.85 < count / trials < 0.99 for count in hits.values()), hits

@@ -1,0 +1,404 @@
+"""Hold the paper's claims (experiments/claims.py) against results/: write results/REPORT.md and what figures cost.
+
+    python -m experiments.report
+
+Reads what is committed: results/*/runs.json and the curves beside them, results/calibration.json,
+results/update_speed.json. The table of docs/reproduce.md is written too, between its two marks. Run it after
+`experiments.curves` has added runs; a test compares both files with what it would write.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from common.stats import bootstrap_interval, difference_interval, improvement_interval, iqm
+from experiments import cost
+from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
+from experiments.processes import ROOT
+from experiments.scores import Curve, final, from_results, last_half, shown, steps_to, variant_of
+from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of
+
+MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
+SINGLE = 1.25  # factor that a comparison of two single measurements must exceed
+AFFORDABLE_CORE_HOURS = 2 * 24 * 7  # two cores for a week
+BEGIN, END = "<!-- written by experiments.report: -->", "<!-- end -->"
+FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "mpe", "ablations")
+Side = Literal["for", "against", "open"]
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Evidence:
+    """Everything in results/ that decides."""
+
+    curves: Mapping[tuple[str, str], Sequence[Curve]]
+    runs: Sequence[dict[str, Any]]
+    rates: Mapping[str, cost.Rate]
+    calibrated: str
+    updates: Mapping[str, Any]
+
+    def of(self, task: str, variant: str) -> Sequence[Curve]:
+        """Finished runs of a variant; of HIS where the variant sets what the paper has for the task anyway."""
+        if found := self.curves.get((task, variant)):
+            return found
+        own, paper = settings_of(variant, task), paper_values(task)
+        same = bool(own) and all(paper.get(name) == value for name, value in own.items())
+        return self.curves.get((task, "his"), ()) if same else ()
+
+
+def gather(results: Path) -> Evidence:
+    """Read results/."""
+    curves: dict[tuple[str, str], list[Curve]] = {}
+    runs: list[dict[str, Any]] = []
+    for path in sorted(results.glob("*/runs.json")):
+        runs += json.loads(path.read_text())
+        for curve in from_results(path.parent):
+            if curve.finished:
+                curves.setdefault((curve.task, curve.variant), []).append(curve)
+    entries = json.loads((results / "calibration.json").read_text())
+    rates = {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
+    cpus, commits = ({entry[key] for entry in entries.values()} for key in ("cpu", "commit"))
+    where = f"{', '.join(sorted(cpus))}, commit {', '.join(sorted(c[:7] for c in commits))}"
+    return Evidence(curves, runs, rates, where, json.loads((results / "update_speed.json").read_text())["scenarios"])
+
+
+# ---- one cell --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Cell:
+    """One task and pair of variants: which side the numbers are on, and whether there are runs enough to count."""
+
+    task: str
+    pair: str
+    runs: str
+    steps: int
+    outcome: str
+    side: Side
+    enough: bool
+
+    @property
+    def said(self) -> str:
+        """For a reader."""
+        if not self.enough:
+            so_far = {"open": "level so far", "for": "for the claim so far", "against": "against the claim so far"}
+            return "one run: says nothing" if "1" in self.runs.split() else f"too few runs ({so_far[self.side]})"
+        return "undecided" if self.side == "open" else f"{self.side} the claim"
+
+
+def unsteadiness(curve: Curve, last: int) -> float:
+    """Standard deviation of a run's evaluations over the second half of the steps."""
+    return float(curve.returns[(curve.steps <= last) & (2 * curve.steps > last)].std())
+
+
+MEASURES = {"final": final, "last half": last_half, "unsteadiness": unsteadiness}
+
+
+def side_of(low: float, high: float, middle: float = 0.0) -> Side:
+    """Where an interval lies."""
+    return "for" if low > middle else "against" if high < middle else "open"
+
+
+def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | None:
+    """What the runs of one task say; None where one side has none."""
+    if isinstance(claim.rule, Dearer):
+        return dearer(claim.rule, task, other, evidence)
+    mine, theirs = evidence.of(task, claim.ours), evidence.of(task, other)
+    if not mine or not theirs:
+        return None
+    last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
+    outcome, side = RULES[type(claim.rule)](claim.rule, mine, theirs, last)
+    enough = min(len(mine), len(theirs)) >= MIN_RUNS
+    pair = f"{claim.ours} against {other}"
+    return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
+
+
+def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+    measure = MEASURES[rule.measure]
+    ones, others = (np.array([measure(curve, last) for curve in side]) for side in (mine, theirs))
+    middle, low, high = difference_interval(ones, others)
+    side = side_of(-high, -low) if rule.measure == "unsteadiness" else side_of(low, high)
+    return f"difference {brackets(middle, low, high)}", side
+
+
+def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+    level = float(iqm(np.array([final(curve, last) for curve in theirs])))
+    ones, others = (np.array([-min(steps_to(c, level, last), 2.0 * last) for c in side]) for side in (mine, theirs))
+    middle, low, high = improvement_interval([ones], [others])
+    reached = f"{(ones >= -last).sum()} of {len(ones)} and {(others >= -last).sum()} of {len(others)} runs reach it"
+    return f"P(sooner at {shown(level)}) {brackets(middle, low, high)}; {reached}", side_of(low, high, 0.5)
+
+
+def fails(rule: Fails, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+    start = float(np.mean([curve.returns[0] for curve in (*mine, *theirs)]))
+    level = start + rule.share * (float(iqm(np.array([final(curve, last) for curve in mine]))) - start)
+    values = np.array([final(curve, last) for curve in theirs])
+    low, high = map(float, bootstrap_interval([values]))
+    return f"ends at {brackets(float(iqm(values)), low, high)}; effective from {shown(level)}", side_of(
+        -high, -low, -level
+    )
+
+
+def alike(rule: Alike, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+    ones, others = (np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs))
+    margin = rule.share * abs(float(iqm(ones)) - float(np.mean([curve.returns[0] for curve in mine])))
+    middle, low, high = difference_interval(others, ones)
+    side: Side = "for" if -margin < low and high < margin else "against" if low > margin or high < -margin else "open"
+    return f"difference {brackets(middle, low, high)}; alike within {shown(margin)}", side
+
+
+def dearer(rule: Dearer, task: str, other: str, evidence: Evidence) -> Cell | None:
+    """The cost of `other` over that of HIS, as a ratio."""
+    if rule.kind == "step":
+        runs = [run for run in expand(SUITES["ablations"], 1) if run.scenario == task and run.variant in ("his", other)]
+        found = [evidence.rates.get(kind_of(run)) for run in sorted(runs, key=lambda run: run.variant == other)]
+        base, more = ((rate.step_s * rate.cpu_share if rate else None) for rate in found)
+        if base is None or more is None:
+            return None
+        side: Side = "open" if 1 / SINGLE < more / base < SINGLE else "for" if more > base else "against"
+        return Cell(
+            task, f"{other} against his", "one measurement each", 0, f"CPU time x {more / base:.2f}", side, True
+        )
+    updates = {
+        each["update"]: each for each in evidence.updates[task]["updates"] if each["matmul_precision"] == "highest"
+    }
+    base, more = (np.array(updates[f"HIS M={m}"]["samples_ms"]) for m in ("1", other.removeprefix("M")))
+    middle, low, high = difference_interval(more, base)
+    outcome = f"{shown(middle)} ms [{shown(low)}, {shown(high)}] more than {shown(float(iqm(base)))} ms an update"
+    return Cell(task, f"{other} against M1", f"{len(base)} rounds", 0, outcome, side_of(low, high), True)
+
+
+RULES: Mapping[type, Any] = {Ahead: ahead, Sooner: sooner, Fails: fails, Alike: alike}
+
+
+def brackets(middle: float, low: float, high: float) -> str:
+    """Value and 95 % interval, where there is one."""
+    return shown(middle) if low == high else f"{shown(middle)} [{shown(low)}, {shown(high)}]"
+
+
+# ---- cost ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Price:
+    """Core-hours of runs at full scale: of the measured kinds, and about that of all."""
+
+    runs: int
+    steps: int
+    measured_runs: int
+    measured: float
+    about: float
+
+    def __str__(self) -> str:
+        if not self.measured_runs:
+            return f"{self.runs} runs, {steps_words(self.steps)} steps; not measured"
+        text = f"{self.runs} runs, {steps_words(self.steps)} steps; "
+        if self.measured_runs == self.runs:
+            return text + f"{self.measured:,.0f} core-hours"
+        return (
+            text
+            + f"{self.measured:,.0f} core-hours for the {self.measured_runs} measured, about {self.about:,.0f} in all"
+        )
+
+
+def kind_of(run: Run) -> str:
+    """The kind of a run for its cost, without what it sets to the paper's value anyway (M1 where the paper has 1)."""
+    paper = paper_values(run.scenario)
+    own = {name: value for name, value in run.settings.items() if name not in paper or paper[name] != value}
+    return cost.kind(dataclasses.replace(run, settings=own))
+
+
+def price(runs: Sequence[Run], rates: Mapping[str, cost.Rate]) -> Price:
+    """The sum; a run of a kind that is not measured counts as the mean core-seconds per step of the measured ones."""
+    known = {run.name: (run, rates[kind_of(run)]) for run in runs if kind_of(run) in rates}
+    hours = sum(cost.wall_seconds(rate, run) * rate.cpu_share for run, rate in known.values()) / 3600
+    steps, measured_steps = sum(r.total_steps for r in runs), sum(r.total_steps for r, _ in known.values())
+    return Price(len(runs), steps, len(known), hours, hours * steps / measured_steps if known else float("nan"))
+
+
+def runs_for(claim: Claim) -> list[Run]:
+    """What a claim needs at full scale: its tasks and variants in its suites, each run once."""
+    found: dict[str, Run] = {}
+    for suite in claim.suites:
+        variants = [v for g in SUITES[suite].groups for v in g.variants if v in (claim.ours, *claim.others)]
+        found |= {run.name: run for run in expand(SUITES[suite], tasks=claim.tasks, variants=variants)}
+    return list(found.values())
+
+
+def steps_words(steps: int) -> str:
+    """3.0 G, 16.5 M."""
+    return f"{steps / 1e9:.3g} G" if steps >= 1e8 else f"{steps / 1e6:.3g} M"
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+def judge(claim: Claim, cells: Sequence[Cell], wanted: int, total: Price) -> str:
+    """The verdict on a claim from its cells, of which there should be `wanted`.
+
+    One task against it refutes a claim about all tasks; all for it confirm it. A verdict from runs that are shorter
+    than the full budget says so.
+    """
+    if isinstance(claim.rule, Shown):
+        return "confirmed" if claim.rule.outcome == "for" else "refuted"
+    counted = [cell for cell in cells if cell.enough]
+    against = [cell for cell in counted if cell.side == "against"]
+    if against:
+        return "refuted" + at(against)
+    if len(counted) == wanted:
+        return "confirmed" + at(counted) if all(cell.side == "for" for cell in counted) else "undecided" + at(counted)
+    if total.runs and total.about > AFFORDABLE_CORE_HOURS:
+        return "not affordable here"
+    return "not enough runs"
+
+
+def at(cells: Sequence[Cell]) -> str:
+    """ " at N steps" where some cell has less than its full budget."""
+    short = [cell.steps for cell in cells if 0 < cell.steps < TASKS[cell.task].steps]
+    return f" at {min(short):,} steps" if short else ""
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+HEAD = f"""# Report: the paper's claims and what our runs say
+
+`python -m experiments.report` writes this file from what lies in this folder; a test fails when it is not up to date.
+Figures are interquartile means over runs (the mean with fewer than four) with a 95 % bootstrap interval over seeds. With
+five runs such an interval holds the true value less often than it says; `tests/test_stats.py` measures how often.
+
+| verdict | |
+|---|---|
+| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One task against it refutes a claim about all tasks. "at N steps": shorter runs than the full budget |
+| undecided | runs enough, but the intervals do not decide |
+| not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
+| not affordable here | would take longer |
+
+The paper names no step counts; the full budget of a task is that of HARL's HASAC (docs/experiments.md). Costs at full
+scale are from [calibration.json](calibration.json) ({{calibrated}}); "about": runs of kinds that were not measured count
+like the mean of the measured ones beside them. [docs/reproduce.md](../docs/reproduce.md) has the commands.
+"""  # noqa: E501
+
+
+def report(evidence: Evidence) -> str:
+    """The text of REPORT.md."""
+    verdicts, sections = [], []
+    for number, claim in enumerate(CLAIMS, 1):
+        pairs = [(t, o) for t in claim.tasks for o in claim.others]
+        cells = [cell for task, other in pairs if (cell := cell_of(claim, task, other, evidence))]
+        total = price(runs_for(claim), evidence.rates)
+        verdict = judge(claim, cells, len(pairs), total)
+        verdicts.append(verdict)
+        sections.append(section(number, claim, cells, len(pairs), total, verdict))
+    count = Counter(re.split(" at ", verdict)[0] for verdict in verdicts)
+    summary = ", ".join(f"{count[name]} {name}" for name in sorted(count))
+    rows = [
+        f"| [{n}](#claim-{n}) | {c.text} | {c.where} | **{v}** |" for n, (c, v) in enumerate(zip(CLAIMS, verdicts), 1)
+    ]
+    table = "\n".join(["| | claim | where | verdict |", "|---|---|---|---|", *rows])
+    body = [HEAD.format(calibrated=evidence.calibrated), f"**{len(CLAIMS)} claims: {summary}.**", table, *sections]
+    return "\n\n".join([*(part.strip() for part in body), "## Runs", runs_table(evidence)]) + "\n"
+
+
+def section(number: int, claim: Claim, cells: Sequence[Cell], wanted: int, total: Price, verdict: str) -> str:
+    """One claim."""
+    lines = [f"## Claim {number}", "", f"{claim.text} ({claim.where})", ""]
+    if isinstance(claim.rule, Shown):
+        return "\n".join([*lines, f"**{verdict}**: {claim.rule.text}; `{claim.rule.test}`."])
+    lines += [f"Rule: {' '.join((type(claim.rule).__doc__ or '').split())}", ""]
+    if cells:
+        lines += ["| task | pair | runs | at step | outcome | |", "|---|---|---|---|---|---|"]
+        for cell in cells:
+            budget = f"{cell.steps:,} of {TASKS[cell.task].steps:,}" if cell.steps else ""
+            lines.append(f"| {cell.task} | {cell.pair} | {cell.runs} | {budget} | {cell.outcome} | {cell.said} |")
+        lines.append("")
+    if len(cells) < wanted:
+        where = ", ".join(claim.tasks) if len(claim.tasks) < 5 else f"the {len(claim.tasks)} tasks"
+        pairs = f"of {claim.ours} against {', '.join(claim.others)} on {where}"
+        lines += [f"{wanted - len(cells)} of {wanted} comparisons {pairs} have no runs yet.", ""]
+    lines.append(f"**{verdict}**")
+    if total.runs:
+        commands = [command(suite, claim) for suite in claim.suites]
+        lines[-1] += f". Full scale: {total}: " + "; ".join(f"`{each}`" for each in commands)
+    return "\n".join(lines)
+
+
+def command(suite: str, claim: Claim) -> str:
+    """How the runs of a claim in a suite are started."""
+    groups = SUITES[suite].groups
+    tasks = [task for task in claim.tasks if any(task in group.tasks for group in groups)]
+    variants = [v for v in (claim.ours, *claim.others) if any(v in group.variants for group in groups)]
+    chosen = ["--tasks", *tasks] if set(tasks) != {task for group in groups for task in group.tasks} else []
+    return " ".join(["python -m experiments.run", suite, *chosen, "--variants", *variants])
+
+
+def runs_table(evidence: Evidence) -> str:
+    """The runs that results/ holds."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for run in evidence.runs:
+        state = run["finished"]["global_step"] if run.get("finished") else None
+        steps = f"{state:,}" if state else f"unfinished, of {run['args']['total_timesteps']:,}"
+        words = shlex.split(run["command"])
+        if "--seed" in words:
+            words[words.index("--seed") + 1] = "S"
+        key = run["args"]["scenario"], variant_of(run), steps, run["git_commit"][:7], shlex.join(words)
+        groups.setdefault(key, []).append(str(run["seed"]))
+    lines = ["| task | variant | seeds S | steps | commit | command |", "|---|---|---|---|---|---|"]
+    for (task, variant, steps, commit, words), seeds in groups.items():
+        lines.append(f"| {task} | {variant} | {', '.join(seeds)} | {steps} | {commit} | `{words}` |")
+    return "\n".join(lines)
+
+
+def figures_table(evidence: Evidence) -> str:
+    """The table of docs/reproduce.md: what a figure takes, what we ran of it."""
+    lines = ["| suite | shows | run it | full scale | what we ran |", "|---|---|---|---|---|"]
+    for name in FIGURES:
+        suite = SUITES[name]
+        runs = expand(suite)
+        cells = {(run.scenario, run.variant) for run in runs}
+        done: dict[str, list[str]] = {}
+        for (task, variant), curves in evidence.curves.items():
+            if (task, variant) in cells:
+                short = f"{task} to step {min(int(curve.steps[-1]) for curve in curves):,}"
+                done.setdefault(short, []).append(f"{variant} ({len(curves)})")
+        ours = "; ".join(f"{task}: {', '.join(variants)}" for task, variants in done.items()) or "nothing"
+        full = price(runs, evidence.rates)
+        start = f"`python -m experiments.run {name} --skip-missing`"
+        lines.append(f"| `{name}` | {suite.title} | {start} | {full} | {ours} |")
+    return "\n".join(lines)
+
+
+def between_marks(text: str, table: str) -> str:
+    """docs/reproduce.md with a new table."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def written(root: Path) -> dict[Path, str]:
+    """The files that this module keeps, and what should stand in them."""
+    evidence, page = gather(root / "results"), root / "docs/reproduce.md"
+    return {
+        root / "results/REPORT.md": report(evidence),
+        page: between_marks(page.read_text(), figures_table(evidence)),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    try:
+        texts = written(ROOT)
+    except FileNotFoundError as error:
+        print(f"experiments.report: error: no {Path(error.filename).relative_to(ROOT)}", file=sys.stderr)
+        return 2
+    for path, text in texts.items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

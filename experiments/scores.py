@@ -1,0 +1,192 @@
+"""From the evaluations of runs to numbers that can be compared: curves, end, second half, steps to a level.
+
+`experiments.curves` collects runs, `experiments.plot` and `experiments.report` show what this file computes. A curve is
+the mean return of the deterministic episodes of each evaluation. Shape letters: R runs of one task and variant, T
+evaluation steps.
+"""
+
+import csv
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.stats import bootstrap_interval, iqm
+from experiments.suites import TASKS, VARIANTS, script_of, settings_of
+
+LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
+_BY_FLAGS = ("none", "share", "local", "no-bc", "action")  # variants that a run without a name is known by
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run: `returns` at `steps`, both (T,); `total` steps that it was to make; `finished`: that it made them."""
+
+    task: str
+    variant: str
+    seed: int
+    steps: np.ndarray
+    returns: np.ndarray
+    total: int
+    finished: bool
+
+
+# ---- which variant a run is ------------------------------------------------------------------------------------------
+def variant_of(config: Mapping[str, Any]) -> str:
+    """The suites' name for a run, from its config.json.
+
+    The run's name, where that is a variant whose settings the run has (the runner of suites names runs so); otherwise
+    what its script and flags say; "" where they say nothing.
+    """
+    args = config["args"]
+    name, task = args.get("run_name", ""), args["scenario"]
+    if name in VARIANTS and _has(args, name, task):
+        return name
+    for candidate in _BY_FLAGS:
+        if "credit" in args and _has(args, candidate, task):
+            return candidate
+    if "credit" in args:
+        return args["credit"]
+    script = (shlex.split(config.get("command", "")) + ["", ""])[1]
+    known = (each for each in VARIANTS if task in TASKS and script.endswith(script_of(each, task)))
+    return next(known, "")
+
+
+def _has(args: Mapping[str, Any], variant: str, task: str) -> bool:
+    """Whether these arguments of a script hold what a variant sets."""
+    return task in TASKS and all(args.get(name) == value for name, value in settings_of(variant, task).items())
+
+
+def label_of(variant: str) -> str:
+    """What a variant is called in tables and legends."""
+    return LABELS.get(variant, variant)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+def from_folder(folder: Path, config: Mapping[str, Any]) -> Curve | None:
+    """The curve of a run folder; None where there is no evaluation yet."""
+    try:
+        with open(folder / "eval.csv", newline="") as file:
+            steps, returns = _means(csv.DictReader(file))
+    except FileNotFoundError:
+        return None
+    if not len(steps):
+        return None
+    args, total = config["args"], config["args"]["total_timesteps"]
+    try:
+        finished = json.loads((folder / "finished.json").read_text())["global_step"] >= total
+    except (OSError, ValueError, KeyError):
+        finished = False
+    return Curve(args["scenario"], variant_of(config), args["seed"], steps, returns, total, finished)
+
+
+def from_results(folder: Path) -> list[Curve]:
+    """The curves that `experiments.curves` has collected in a folder of results/; FileNotFoundError without runs.json.
+
+    Runs of the particle environments under HARL's rules get the variant `<variant>-harl-rules`.
+    """
+    found, rows = [], {}
+    for run in json.loads((folder / "runs.json").read_text()):
+        task = run["args"]["scenario"]
+        if task not in rows:
+            rows[task] = defaultdict(list)
+            with open(folder / f"{task}.csv", newline="") as file:
+                for row in csv.DictReader(file):
+                    rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(row)
+        steps, returns = _means(rows[task][run["algorithm"], run["rules"], run["seed"]])
+        variant, total = variant_of(run), run["args"]["total_timesteps"]
+        if run["rules"] == "harl" and not variant.endswith("-harl-rules"):
+            variant += "-harl-rules"
+        finished = run.get("finished") is not None and run["finished"]["global_step"] >= total
+        found.append(Curve(task, variant, run["seed"], steps, returns, total, finished))
+    return found
+
+
+def _means(rows: Iterable[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and mean returns of the evaluations of one run, both (T,), by step."""
+    returns: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        returns[int(row["global_step"])].append(float(row["return"]))
+    steps = sorted(returns)
+    return np.array(steps, dtype=int), np.array([np.mean(returns[step]) for step in steps])
+
+
+# ---- runs of one task and variant ------------------------------------------------------------------------------------
+Cells = dict[str, dict[str, list[Curve]]]  # task -> variant -> runs
+
+
+def cells(curves: Sequence[Curve], order: Sequence[str] = ()) -> Cells:
+    """Curves by task and variant, variants in the given order, then as they come."""
+    nested: Cells = {}
+    for task in dict.fromkeys(curve.task for curve in curves):
+        mine = [curve for curve in curves if curve.task == task]
+        names = [*(name for name in order if any(c.variant == name for c in mine)), *(c.variant for c in mine)]
+        nested[task] = {name: [c for c in mine if c.variant == name] for name in dict.fromkeys(names)}
+    return nested
+
+
+def matrix(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluation steps that all these runs have, (T,), and their returns, (R, T)."""
+    steps = sorted(set.intersection(*(set(curve.steps.tolist()) for curve in curves)))
+    return np.array(steps, dtype=int), np.array([c.returns[np.isin(c.steps, steps)] for c in curves])
+
+
+def horizon(variants: Mapping[str, Sequence[Curve]]) -> int:
+    """The last step at which all runs of a task can be compared: the shortest run's last evaluation."""
+    return min(int(curve.steps[-1]) for curves in variants.values() for curve in curves)
+
+
+def final(curve: Curve, last: int) -> float:
+    """Return of the newest evaluation up to step `last`."""
+    return float(curve.returns[curve.steps <= last][-1])
+
+
+def last_half(curve: Curve, last: int) -> float:
+    """Mean return over the evaluations in the second half of `last` steps (Appendix E: the last 50 % of training)."""
+    return float(curve.returns[(curve.steps <= last) & (2 * curve.steps > last)].mean())
+
+
+def steps_to(curve: Curve, level: float, last: int) -> float:
+    """The first evaluation step up to `last` with a mean return of at least `level`; inf where there is none."""
+    reached = curve.steps[(curve.returns >= level) & (curve.steps <= last)]
+    return float(reached[0]) if len(reached) else np.inf
+
+
+SCORES = {"final": final, "last half": last_half}
+
+
+def median_steps(values: np.ndarray) -> np.ndarray:
+    """Lower median over the first axis, (R, ...) -> (...): an element of the sample, since inf takes no mean."""
+    return np.sort(values, axis=0)[(len(values) - 1) // 2]
+
+
+def steps_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Median of steps to a level, (R,), inf where it was not reached, and its 95 % percentile bootstrap interval."""
+    rng = np.random.default_rng(0)
+    draws = median_steps(values[rng.integers(len(values), size=(len(values), 4000))])
+    low, high = np.quantile(draws, [0.025, 0.975], method="inverted_cdf")
+    return float(median_steps(values)), float(low), float(high)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """IQM over runs, (R,), and its 95 % bootstrap interval."""
+    low, high = bootstrap_interval([values])
+    return float(iqm(values)), float(low), float(high)
+
+
+def span_of(values: np.ndarray) -> tuple[float, float]:
+    """The worst of the scores of all runs of one task and the way from there to the best; 1 where they are equal.
+
+    (score - worst) / way makes tasks comparable, 0 the worst run and 1 the best; it depends on which runs are there.
+    """
+    return float(values.min()), float(np.ptp(values)) or 1.0
+
+
+def shown(value: float) -> str:
+    """Three significant digits, four for thousands."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

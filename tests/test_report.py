@@ -1,0 +1,245 @@
+"""`experiments.report`: the committed report is up to date; its rules on curves made by hand; its data."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import claims, cost, curves, report
+from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
+from experiments.report import Cell, Evidence, Price, cell_of, judge, price, runs_for
+from experiments.scores import Curve
+from experiments.suites import SUITES, TASKS, expand
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = np.arange(1, 11) * 1_000_000
+TASK = "HalfCheetah-6x1"
+NOISE = (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+def evidence(**variants: Any) -> Evidence:
+    """Runs on TASK of full length, by variant ("_" is "-"); a list of curves, one a run."""
+    curves = {
+        (TASK, name.replace("_", "-")): [
+            Curve(TASK, name, seed, STEPS[: len(returns)], np.array(returns, float), int(STEPS[len(returns) - 1]), True)
+            for seed, returns in enumerate(runs, 1)
+        ]
+        for name, runs in variants.items()
+    }
+    return Evidence(curves, [], {}, "", {})
+
+
+def ramp(end: float, noise: tuple[float, ...] = NOISE, length: int = 10, start: float = 0.0) -> list[list[float]]:
+    """Straight lines from `start` to about `end`."""
+    return [list(np.linspace(start, end + shift, length)) for shift in noise]
+
+
+def claim(rule: Any, ours: str = "his", other: str = "none") -> Claim:
+    return Claim("", "", rule, (TASK,), (other,), ours, ("fig5",))
+
+
+def verdict(rule: Any, given: Evidence, ours: str = "his", other: str = "none") -> tuple[str, str]:
+    one = claim(rule, ours, other)
+    cell = cell_of(one, TASK, other, given)
+    assert cell is not None
+    return judge(one, [cell], 1, Price(1, 1, 1, 1.0, 1.0)), cell.outcome
+
+
+# ---- the committed files
+
+
+def test_the_report_is_up_to_date() -> None:
+    for path, text in report.written(ROOT).items():
+        assert path.read_text() == text, f"{path.name} is not up to date: python -m experiments.report"
+
+
+def test_a_new_run_changes_the_report(tmp_path: Path) -> None:
+    """What the test above compares with depends on what lies in results/."""
+    for path in (ROOT / "results").rglob("*"):
+        if path.suffix in (".json", ".csv"):
+            target = tmp_path / path.relative_to(ROOT / "results")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    before = report.report(report.gather(tmp_path))
+    assert before == (ROOT / "results/REPORT.md").read_text()
+    path = tmp_path / "mamujoco/runs.json"
+    runs = json.loads(path.read_text())
+    gone = runs.pop()
+    path.write_text(json.dumps(runs))
+    given = report.gather(tmp_path)
+    assert report.report(given) != before
+    key = gone["args"]["scenario"], "none" if gone["args"]["credit"] == "none" else "his"
+    assert gone["seed"] not in [curve.seed for curve in given.curves.get(key, ())]
+
+
+def test_the_report_and_the_collected_tables_agree() -> None:
+    """`experiments.curves` comes to the same difference by another way."""
+    with open(ROOT / f"results/mamujoco/{TASK}.csv", newline="") as file:
+        table = curves.comparison(curves.curves(list(csv.DictReader(file))), {})
+    (line,) = [line for line in table.splitlines() if line.startswith("| HIS - HASAC")]
+    (one,) = [each for each in CLAIMS if each.others == ("none",) and isinstance(each.rule, Ahead)]
+    cell = cell_of(one, TASK, "none", report.gather(ROOT / "results"))
+    assert cell is not None and cell.outcome.removeprefix("difference ") in line
+
+
+# ---- rules
+
+
+def test_ahead() -> None:
+    said, outcome = verdict(Ahead(), evidence(his=ramp(20), none=ramp(10)))
+    assert said == "confirmed" and outcome.startswith("difference 10.0 [7.")
+    assert verdict(Ahead(), evidence(his=ramp(10), none=ramp(20)))[0] == "refuted"
+    assert verdict(Ahead(), evidence(his=ramp(10.5), none=ramp(10)))[0] == "undecided"
+    level, late = ramp(10, start=10), [[*run[:5], *np.array(run[5:]) + 9] for run in ramp(10, start=10)]
+    assert verdict(Ahead("last half"), evidence(his=late, none=level))[0] == "confirmed"
+
+
+def test_steadier() -> None:
+    calm = [[5.0] * 5 + [10, 10 + s, 10, 10 - s, 10] for s in (0.1, 0.2, 0.3, 0.2, 0.1)]
+    wild = [[5.0] * 5 + [10, 10 + s, 10, 10 - s, 10] for s in (5.0, 4, 6, 5, 5)]
+    assert verdict(Ahead("unsteadiness"), evidence(his=calm, none=wild))[0] == "confirmed"
+    assert verdict(Ahead("unsteadiness"), evidence(his=wild, none=calm))[0] == "refuted"
+
+
+def test_sooner() -> None:
+    """Level 10 (the IQM of the other's ends): at 4 to 5 million steps against 10 million or never."""
+    said, outcome = verdict(Sooner(), evidence(his=ramp(25), none=ramp(10)))
+    assert said == "confirmed" and outcome == "P(sooner at 10.0) 1.00; 5 of 5 and 3 of 5 runs reach it"
+    assert verdict(Sooner(), evidence(his=ramp(8), none=ramp(10, noise=(0.0,) * 5)))[0] == "refuted"
+    assert verdict(Sooner(), evidence(his=ramp(10), none=ramp(10)))[0] == "undecided"
+
+
+def test_fails() -> None:
+    """HIS goes from 0 to 100: effective is above 20."""
+    assert verdict(Fails(), evidence(his=ramp(100), none=ramp(10)))[0] == "confirmed"
+    assert verdict(Fails(), evidence(his=ramp(100), none=ramp(60)))[0] == "refuted"
+    assert verdict(Fails(), evidence(his=ramp(100), none=ramp(20)))[0] == "undecided"
+
+
+def test_alike() -> None:
+    """The first has learnt about 78 (mean of the last half): alike within 7.8."""
+    assert verdict(Alike(), evidence(his=ramp(100), none=ramp(102)))[0] == "confirmed"
+    assert verdict(Alike(), evidence(his=ramp(100), none=ramp(130)))[0] == "refuted"
+    assert verdict(Alike(), evidence(his=ramp(100), none=ramp(70)))[0] == "refuted"
+    assert verdict(Alike(), evidence(his=ramp(100), none=ramp(110)))[0] == "undecided"
+
+
+def test_dearer() -> None:
+    def rates(factor: float) -> dict[str, cost.Rate]:
+        runs = [r for r in expand(SUITES["ablations"], 1) if r.scenario == TASK and r.variant in ("his", "local")]
+        seconds = {"his": 0.01, "local": 0.01 * factor}
+        return {cost.kind(run): cost.Rate(seconds[run.variant] / 0.5, 0, 0, 0.5, "") for run in runs}
+
+    for factor, expected in ((1.5, "confirmed"), (1.1, "undecided"), (0.7, "refuted")):
+        given = dataclasses.replace(evidence(), rates=rates(factor))
+        assert verdict(Dearer("step"), given, other="local") == (expected, f"CPU time x {factor:.2f}")
+    updates = [
+        {"update": f"HIS M={m}", "matmul_precision": p, "samples_ms": list(np.array(NOISE) + ms)}
+        for m, p, ms in ((1, "highest", 50), (3, "highest", 70), (1, "medium", 90), (3, "medium", 90))
+    ]
+    given = dataclasses.replace(evidence(), updates={TASK: {"updates": updates}})
+    said, outcome = verdict(Dearer("update"), given, other="M3")
+    assert said == "confirmed" and outcome.startswith("20.0 ms [") and "more than 50.0 ms" in outcome
+
+
+def test_a_variant_that_sets_the_papers_value_is_his() -> None:
+    given = evidence(his=ramp(20), M5=ramp(10))
+    assert given.of(TASK, "M1") == given.of(TASK, "his") == given.of(TASK, "beta10")
+    assert given.of(TASK, "M3") == () and given.of(TASK, "none") == () and given.of("Ant-8x1", "M1") == ()
+    assert verdict(Ahead(), given, ours="M5", other="M1")[0] == "refuted"
+
+
+# ---- verdicts
+
+
+def test_few_runs_decide_nothing_and_the_cost_says_why() -> None:
+    given = evidence(his=ramp(20, NOISE[:4]), none=ramp(10))
+    one = claim(Ahead())
+    cell = cell_of(one, TASK, "none", given)
+    assert cell is not None and not cell.enough and cell.said == "too few runs (for the claim so far)"
+    cheap, dear = (Price(10, 1, 10, hours, hours) for hours in (300.0, 400.0))
+    assert judge(one, [cell], 1, cheap) == "not enough runs" and judge(one, [cell], 1, dear) == "not affordable here"
+    assert judge(one, [], 1, Price(10, 1, 0, 0.0, float("nan"))) == "not enough runs"
+    single = cell_of(one, TASK, "none", evidence(his=ramp(20, (0.0,)), none=ramp(10)))
+    assert single is not None and single.said == "one run: says nothing"
+
+
+def test_one_task_refutes_and_only_all_confirm() -> None:
+    good = Cell(TASK, "", "5 and 5", 10_000_000, "", "for", True)
+    bad, even, few = (
+        dataclasses.replace(good, **changes) for changes in ({"side": "against"}, {"side": "open"}, {"enough": False})
+    )
+    dear = Price(10, 1, 10, 1e4, 1e4)
+    one = claim(Ahead())
+    assert judge(one, [good, good], 2, dear) == "confirmed"
+    assert judge(one, [good, even], 2, dear) == "undecided"
+    assert judge(one, [good, bad], 9, dear) == "refuted"
+    assert judge(one, [good, few], 2, dear) == judge(one, [good], 2, dear) == "not affordable here"
+    short = dataclasses.replace(bad, steps=300_000)
+    assert judge(one, [good, short], 2, dear) == "refuted at 300,000 steps"
+    assert judge(one, [dataclasses.replace(good, steps=500_000), good], 2, dear) == "confirmed at 500,000 steps"
+
+
+def test_unfinished_runs_do_not_count(tmp_path: Path) -> None:
+    results = tmp_path / "mamujoco"
+    results.mkdir()
+    run = {"algorithm": "HIS", "rules": "", "seed": 1, "finished": None, "git_commit": "a" * 40}
+    run |= {"args": {"scenario": TASK, "credit": "his", "seed": 1, "total_timesteps": 1000, "run_name": ""}}
+    (results / "runs.json").write_text(json.dumps([run | {"command": "python his_mamujoco.py --seed 1"}]))
+    header = "algorithm,rules,seed,global_step,episode,return,length\n"
+    (results / f"{TASK}.csv").write_text(header + "HIS,,1,500,0,1.0,9\n")
+    for name in ("calibration.json", "update_speed.json"):
+        (tmp_path / name).write_bytes((ROOT / "results" / name).read_bytes())
+    given = report.gather(tmp_path)
+    assert given.curves == {} and "unfinished, of 1,000" in report.runs_table(given)
+
+
+# ---- cost
+
+
+def test_the_price_by_hand() -> None:
+    """Ten runs of 10 M steps: five measured at 3.6 ms and 50 % of a core, 100 evaluations of 36 s, 0 s to start."""
+    runs = expand(SUITES["fig5"], tasks=[TASK], variants=["his", "none"])
+    (kind,) = {report.kind_of(run) for run in runs if run.variant == "his"}
+    total = price(runs, {kind: cost.Rate(0.0036, 36.0, 0.0, 0.5, "")})
+    assert (total.runs, total.steps, total.measured_runs) == (10, 100_000_000, 5)
+    assert total.measured == pytest.approx(5 * (10 + 1) * 0.5) and total.about == pytest.approx(2 * total.measured)
+    assert str(total) == "10 runs, 0.1 G steps; 28 core-hours for the 5 measured, about 55 in all"
+    assert str(price(runs, {})) == "10 runs, 0.1 G steps; not measured"
+    sweep = {report.kind_of(run) for run in expand(SUITES["fig6"], 1, tasks=[TASK]) if run.variant == "M1"}
+    assert sweep == {kind}
+
+
+# ---- the data
+
+
+@pytest.mark.parametrize("number", range(len(CLAIMS)))
+def test_the_suites_of_a_claim_have_its_runs(number: int) -> None:
+    one = CLAIMS[number]
+    if isinstance(one.rule, (Shown, Dearer)):
+        assert not one.suites
+        return
+    there = {(run.scenario, run.variant) for run in runs_for(one)}
+    wanted = {(task, variant) for task in one.tasks for variant in (one.ours, *one.others)}
+    assert wanted and wanted <= there and there <= wanted
+    assert {run.total_steps for run in runs_for(one)} <= {TASKS[task].steps for task in one.tasks}
+
+
+def test_the_tests_that_decide_exist() -> None:
+    shown = [each.rule for each in CLAIMS if isinstance(each.rule, Shown)]
+    assert len(shown) == 3 and {rule.outcome for rule in shown} == {"for", "against"}
+    for rule in shown:
+        name, _, function = rule.test.partition("::")
+        assert f"\ndef {function}(" in (ROOT / name).read_text(), rule.test
+
+
+def test_every_figure_with_runs_has_a_claim_and_a_row() -> None:
+    figures = {f"fig{n}" for n in range(2, 9)}
+    assert {suite for each in CLAIMS for suite in each.suites} == figures
+    page = (ROOT / "docs/reproduce.md").read_text()
+    assert all(f"| `{name}` |" in page for name in figures)
+    assert set(claims.MPE) == set(CLAIMS[0].tasks)
