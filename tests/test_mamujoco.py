@@ -322,7 +322,7 @@ def through_torch(state: dict) -> dict:
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("obs_mode", ["full", "local"])
+@pytest.mark.parametrize("obs_mode", ["full", "local", "joints"])
 @pytest.mark.parametrize("scenario", BODIES)
 def test_saved_state_continues_bit_exactly(scenario: str, obs_mode: str) -> None:
     def make() -> MAMuJoCoVecEnv:
@@ -411,7 +411,7 @@ def test_bad_arguments_are_named() -> None:
         MAMuJoCoVecEnv("Ant-3x3", 1)
     assert "\n" not in str(unknown.value)
     assert all(name in str(unknown.value) for name in ("Ant-3x3", *SCENARIOS))
-    with pytest.raises(ValueError, match="'partial'.*full, local"):
+    with pytest.raises(ValueError, match="'partial'.*full, local, joints"):
         MAMuJoCoVecEnv("Ant-2x4", 1, obs_mode="partial")
     with pytest.raises(ValueError, match="-1"):
         MAMuJoCoVecEnv("Ant-2x4", 1, obs_mode="local", obs_neighbors=-1)
