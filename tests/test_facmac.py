@@ -707,7 +707,7 @@ def test_folder_metrics_and_profile(tmp_path: Path, capsys: pytest.CaptureFixtur
     shares = dict(re.findall(r"^([a-z ]+?) +[\d.]+ s +([\d.]+) %$", output, re.MULTILINE))
     assert shares.keys() >= {"environment", "acting", "storing", "updates", "evaluation", "checkpoints"}
     lines = [line for line in metrics(folder) if "losses/critic" in line]
-    assert [line["global_step"] for line in lines] == [120, 200, 300, 400, 500, 600, 700, 800]
+    assert [line["global_step"] for line in lines] == [200, 300, 400, 500, 600, 700, 800]  # at 100 none has been made
     assert all(line[f"credit/slope_{i}"] >= 0 for line in lines for i in range(3))
 
 
@@ -732,15 +732,22 @@ def test_help_is_the_documentation() -> None:
 # What facmac.py has in common with his_mpe.py by name but not by content, and why.
 UNLIKE_HIS = {
     # settings of another algorithm, and for two benchmarks; other modules
-    *("SCRIPT", "Args", "PRESETS: dict[str, dict[str, Any]]", "RESUMABLE", "check_args", "common"),
+    *("SCRIPT", "Args", "PRESETS: dict[str, dict[str, Any]]", "check_args", "common"),
     *("LIMITS: dict[str, tuple[float | None, float | None]]", "main"),
     # deterministic actors, one critic, no temperatures
-    *(f"Actor.{name}" for name in ("docstring", "__call__: Callable[[Tensor], tuple[Tensor, Tensor]]")),
-    *("Actor.__init__", "Actor.forward", "critic_target", "update_critic", "update_actors", "update_target"),
+    *(
+        "Actor.docstring",
+        "Actor.__init__",
+        "Actor.forward",
+        "critic_target",
+        "update_critic",
+        "update_actors",
+        "update_target",
+    ),
     *(f"Learner.{name}" for name in ("docstring", "__init__", "update", "act", "modules")),
     *("Learner.state_dict", "Learner.load_state_dict"),
     # updates begin before the warm-up ends, actors move in each of them
-    *("Progress.vector_step: int", "act_and_store", "train"),
+    *("act_and_store", "train"),
 }
 
 
@@ -750,7 +757,7 @@ def test_the_frame_is_that_of_the_his_scripts() -> None:
     both = [key for key in his if key in script]
     unequal = {key for key in both if his[key][0] != script[key][0]}
     fields = {key for key in unequal if key.startswith("Args.")}
-    assert unequal - fields <= UNLIKE_HIS, unequal - fields - UNLIKE_HIS
+    assert unequal - fields == UNLIKE_HIS, (unequal - fields) ^ UNLIKE_HIS
     equal = set(both) - unequal
     assert {"evaluate", "evaluate_and_record", "evaluate_run", "rates", "Run.save", "Run.due", "restore"} <= equal
     assert {"Run.__init__", "Run.state_dict", "Run.load_state_dict", "ReplayBuffer.sample", "ReplayBuffer.add"} <= equal
