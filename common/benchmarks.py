@@ -45,8 +45,8 @@ class BenchmarkArgs:
     """mpe: the published environment of today (mpe2) or the older one of HARL (docs/environments.md)"""
     env_backend: Literal["batched", "mpe2"] = "batched"
     """mpe: our numpy implementation, or the package itself, to check against (much slower)"""
-    obs_mode: Literal["full", "local"] = "full"
-    """mamujoco: every agent sees the standardised state and its id (HARL), or its own and nearby joints"""
+    obs_mode: Literal["full", "local", "joints"] = "full"
+    """mamujoco: every agent sees the standardised state and its id (HARL), own and nearby joints, or own joints only"""
     obs_neighbors: int = 1
     """mamujoco, with --obs-mode local: how many links away an agent still sees a joint"""
     sim: Literal["mujoco", "mujoco_warp", "isaacgym"] = "mujoco"
@@ -74,16 +74,19 @@ def presets(
     }
 
 
-def with_scenario(argv: Sequence[str]) -> list[str]:
-    """The command line with the benchmark's default scenario, where a benchmark is all it names to start from."""
+def with_scenario(argv: Sequence[str], of_benchmark: Mapping[str, str] = DEFAULT_SCENARIOS) -> list[str]:
+    """The command line with the benchmark's default scenario, where a benchmark is all it names to start from.
+
+    A benchmark that `of_benchmark` lacks is left for the parser to refuse.
+    """
     argv = list(argv)
     flags = {word.partition("=")[0] for word in argv}
     if not flags & {"--scenario", "--resume", "--evaluate"}:
         for word, following in zip(argv, [*argv[1:], ""]):
             flag, equals, value = word.partition("=")
             benchmark = value if equals else following
-            if flag == "--benchmark" and benchmark in DEFAULT_SCENARIOS:
-                return ["--scenario", DEFAULT_SCENARIOS[benchmark], *argv]
+            if flag == "--benchmark" and benchmark in of_benchmark:
+                return ["--scenario", of_benchmark[benchmark], *argv]
     return argv
 
 
@@ -144,7 +147,7 @@ def task_and_variant(args: BenchmarkArgs) -> tuple[str, list[str]]:
     for field, word in (
         ("rules", args.rules),
         ("env_backend", args.env_backend),
-        ("obs_mode", f"local{args.obs_neighbors}"),
+        ("obs_mode", "joints" if args.obs_mode == "joints" else f"local{args.obs_neighbors}"),
         ("sim", "" if args.sim == "isaacgym" else args.sim),
         ("base_force_scale", "" if args.sim == "isaacgym" else f"force{args.base_force_scale:g}"),
         ("isaac_done_semantics", "isaacdone"),

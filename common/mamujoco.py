@@ -22,7 +22,7 @@ from common.vecenv import RenderError, StepResult, VecEnv, saved_array
 
 __all__ = ["NUM_AGENTS", "OBS_MODES", "SCENARIOS", "MAMuJoCoVecEnv"]
 
-OBS_MODES = ("full", "local")
+OBS_MODES = ("full", "local", "joints")
 
 _PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION.value  # includes the solver's warm start
 
@@ -34,6 +34,8 @@ class MAMuJoCoVecEnv(VecEnv):
     features of that one vector. `obs_mode="local"` is `mamujoco_v1`'s: agent i sees position, velocity (Ant: also
     contact forces, clipped to [-1, 1]) of its own joints, the positions of the joints up to `obs_neighbors` links away,
     and the torso; raw values, not standardised. The state is in both modes HARL's: the whole state, standardised.
+    `obs_mode="joints"` is FACMAC's (https://github.com/oxwhirl/facmac): agent i sees position and velocity of its own
+    joints and nothing else, and the state is not standardised either.
 
     Actions beyond [-1, 1] are clipped by MuJoCo but cost what their unclipped size says, as in Gymnasium.
     """
@@ -60,10 +62,12 @@ class MAMuJoCoVecEnv(VecEnv):
         self.render_fps = round(1 / self._dt)
 
         self._sees_contacts = obs_mode == "local" and self._robot_name == "Ant"
+        own = np.arange(model.nu).reshape(self.num_agents, -1)
         if obs_mode == "full":
             self._obs_index = full_obs_indices(self.state_dim, self.num_agents)
+        elif obs_mode == "joints":
+            self._obs_index = [local_obs_index(model, self.robot, o, neighbors=0, torso=False) for o in own]
         else:
-            own = np.arange(model.nu).reshape(self.num_agents, -1)
             self._obs_index = [local_obs_index(model, self.robot, o, obs_neighbors, self._sees_contacts) for o in own]
         self.obs_dims = [len(index) for index in self._obs_index]
 
@@ -210,7 +214,8 @@ class MAMuJoCoVecEnv(VecEnv):
 
     def _observe(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Observations and state of the physics last read: N arrays float32 (E, O_i) and float32 (E, S)."""
-        state = standardise(self._features[:, : self.state_dim]).astype(np.float32)
+        raw = self._features[:, : self.state_dim]
+        state = (raw if self.obs_mode == "joints" else standardise(raw)).astype(np.float32)
         if self.obs_mode == "full":
             source = standardise(self._features)
         elif self._sees_contacts:

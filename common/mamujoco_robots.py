@@ -75,12 +75,13 @@ ROBOTS = {
 
 
 def local_obs_index(
-    model: Any, robot: Robot, actuators: np.ndarray, neighbors: int, contacts: bool = False
+    model: Any, robot: Robot, actuators: np.ndarray, neighbors: int, contacts: bool = False, torso: bool = True
 ) -> np.ndarray:
     """Where the local observation of the agent with these `actuators` stands in (qpos, qvel[, cfrc_ext]).
 
     `mamujoco_v1`'s definition and order: ring by ring outwards, joints by name inside a ring; own joints show position,
-    velocity and (`contacts`) the forces on their bodies, each body once; farther joints their position; then the torso.
+    velocity and (`contacts`) the forces on their bodies, each body once; farther joints their position; then the torso
+    (not with `torso=False`, nor for a robot that has none).
     """
     joints = model.actuator_trnid[:, 0].tolist()
     joint_of_body = {model.jnt_bodyid[j]: j for j in joints}
@@ -116,7 +117,7 @@ def local_obs_index(
                     if b not in bodies_seen:
                         index.extend(model.nq + model.nv + 6 * b + np.arange(6))
                 bodies_seen.update(bodies)
-    if robot.root_in_local_obs:
+    if torso and robot.root_in_local_obs:
         index.extend(range(robot.hidden_qpos, model.jnt_qposadr[min(joints)]))
         index.extend(range(model.nq, model.nq + model.jnt_dofadr[min(joints)]))
     return np.array(index)

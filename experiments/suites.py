@@ -64,7 +64,7 @@ VARIANTS: dict[str, Variant] = {
     "none": Variant({"credit": "none"}),
     "hasac": Variant(script="baselines/hasac_{benchmark}.py", num_envs=20),
     **{name: _on_policy(name) for name in ("happo", "hatrpo", "mappo", "ppo")},
-    "facmac": Variant({"benchmark": "{benchmark}"}, "baselines/facmac.py"),
+    "facmac": Variant({"benchmark": "{benchmark}"}, "baselines/facmac.py", num_envs=1),
     # Ablations: Figures 3 and 8.
     "share": Variant({"credit": "share"}),
     "local": Variant({"credit": "local"}),

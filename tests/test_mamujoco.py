@@ -227,6 +227,35 @@ def test_local_and_full_mode_share_state_and_physics() -> None:
         np.testing.assert_array_equal(a.reward, b.reward)
 
 
+OWN_JOINTS = {  # agent by agent, in the order of their names
+    "Ant-2x4": [["ankle_1", "ankle_4", "hip_1", "hip_4"], ["ankle_2", "ankle_3", "hip_2", "hip_3"]],
+    "Walker2d-2x3": [
+        ["foot_joint", "leg_joint", "thigh_joint"],
+        ["foot_left_joint", "leg_left_joint", "thigh_left_joint"],
+    ],
+    "HalfCheetah-6x1": [["bthigh"], ["bshin"], ["bfoot"], ["fthigh"], ["fshin"], ["ffoot"]],
+    "ManyAgentSwimmer-10x2": [[f"rot{2 * i}", f"rot{2 * i + 1}"] for i in range(10)],
+}
+
+
+@pytest.mark.parametrize("scenario", OWN_JOINTS)
+def test_joints_mode_shows_own_joints_and_the_raw_state(scenario: str) -> None:
+    env, full = MAMuJoCoVecEnv(scenario, 2, obs_mode="joints"), MAMuJoCoVecEnv(scenario, 2)
+    env.reset(0)
+    full.reset(0)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        actions = random_actions(env, rng)
+        result, reference = env.step(actions), full.step(actions)
+        np.testing.assert_array_equal(result.reward, reference.reward)
+        np.testing.assert_array_equal(result.state, env.raw_state.astype(np.float32))
+        for e, data in enumerate(env._data):
+            for obs, joints in zip(result.obs, OWN_JOINTS[scenario], strict=True):
+                expected = [x for name in joints for x in (*data.joint(name).qpos, *data.joint(name).qvel)]
+                np.testing.assert_array_equal(obs[e], np.array(expected, dtype=np.float32))
+        assert not np.allclose(result.state, reference.state)  # which is standardised
+
+
 # ---- the contract of a vector environment
 
 
@@ -322,7 +351,7 @@ def through_torch(state: dict) -> dict:
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("obs_mode", ["full", "local"])
+@pytest.mark.parametrize("obs_mode", ["full", "local", "joints"])
 @pytest.mark.parametrize("scenario", BODIES)
 def test_saved_state_continues_bit_exactly(scenario: str, obs_mode: str) -> None:
     def make() -> MAMuJoCoVecEnv:
@@ -411,7 +440,7 @@ def test_bad_arguments_are_named() -> None:
         MAMuJoCoVecEnv("Ant-3x3", 1)
     assert "\n" not in str(unknown.value)
     assert all(name in str(unknown.value) for name in ("Ant-3x3", *SCENARIOS))
-    with pytest.raises(ValueError, match="'partial'.*full, local"):
+    with pytest.raises(ValueError, match="'partial'.*full, local, joints"):
         MAMuJoCoVecEnv("Ant-2x4", 1, obs_mode="partial")
     with pytest.raises(ValueError, match="-1"):
         MAMuJoCoVecEnv("Ant-2x4", 1, obs_mode="local", obs_neighbors=-1)
