@@ -434,7 +434,7 @@ def update_policy(
         "diag/clip_fraction_0": clipped,
         "diag/kl_0": (ratio - 1 - ratio.log()).mean(),  # unbiased for KL(old || new), never negative
         "diag/kl_schedule": kl,
-        "diag/learning_rate": torch.tensor(group["lr"]),
+        "diag/learning_rate": torch.tensor(group["lr"], dtype=torch.float64),
     }
 
 

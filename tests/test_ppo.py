@@ -106,7 +106,8 @@ def test_returns_and_advantages_of_a_rollout() -> None:
     advantage = advantage[:12]
     np.testing.assert_allclose(batch.returns, (advantage + value).ravel(), atol=1e-5)
     np.testing.assert_allclose(batch.advantage, ((advantage - advantage.mean()) / advantage.std()).ravel(), atol=1e-4)
-    assert torch.equal(batch.obs[0], batch.state) and torch.equal(batch.state[6 * 3 + 2], buffer.data["state"][3, 2])
+    for key, rows in (("obs", batch.obs[0]), ("actions", batch.actions[0]), ("state", batch.state)):
+        assert torch.equal(rows[6 * 3 + 2], buffer.data[key][3, 2])
 
 
 def test_minibatches_are_in_the_order_of_time() -> None:
@@ -129,7 +130,7 @@ def test_policy_is_the_gaussian_it_says(covariance: str, std: float) -> None:
     np.testing.assert_allclose(
         policy.log_prob(actions).sum(-1).detach(), joint.log_prob(actions).detach(), rtol=1e-5, atol=1e-6
     )
-    assert float(policy.entropy()) == pytest.approx(float(joint.entropy()[0]))
+    assert float(policy.entropy().detach()) == pytest.approx(float(joint.entropy()[0].detach()))
 
 
 def test_noise_has_the_standard_deviation_of_the_policy() -> None:
@@ -192,17 +193,14 @@ def test_step_size_follows_the_kl_divergence(lr: float, kl: float, expected: flo
 
 
 class Parts:
-    """Actor, critic, optimiser and a random batch of 24 rows in float64."""
+    """Actor, critic, optimiser and a random batch of 24 rows."""
 
     def __init__(self, **values: Any):
         self.args, env = small_args(ppo, num_envs=6, rollout_steps=4, **values), joint_errand(6)
         torch.manual_seed(0)
         self.actor, self.critic = ppo.Actor(6, 3, self.args), ppo.Critic(6, self.args)
         self.optimizer = ppo.adam(nn.ModuleList([self.actor, self.critic]), self.args.lr, self.args)
-        batch = ppo.make_batch(random_rollout(ppo, env, self.args), self.critic.float(), env, self.args)
-        as_double = {key: value.double() for key, value in batch._asdict().items() if key not in ("obs", "actions")}
-        self.batch = ppo.Batch([batch.obs[0].double()], [batch.actions[0].double()], **as_double)
-        self.actor.double(), self.critic.double()
+        self.batch = ppo.make_batch(random_rollout(ppo, env, self.args), self.critic, env, self.args)
 
     def update(self) -> dict[str, torch.Tensor]:
         return ppo.update_policy(self.actor, self.critic, self.optimizer, self.batch, self.args)
@@ -290,9 +288,7 @@ def test_the_step_size_is_looked_at_before_every_step(monkeypatch: pytest.Monkey
     info = p.update()
     assert len(seen) == 12 and seen[0] == (3e-4, 0.0) and seen[1][0] == 3e-4 and all(kl > 0 for _, kl in seen[1:])
     assert {lr for lr, _ in seen} != {3e-4}
-    assert p.optimizer.param_groups[0]["lr"] == float(info["diag/learning_rate"].double()) or float(
-        info["diag/learning_rate"]
-    ) == pytest.approx(p.optimizer.param_groups[0]["lr"])
+    assert p.optimizer.param_groups[0]["lr"] == float(info["diag/learning_rate"])
     for (lr, kl), (following, _) in zip(seen, seen[1:]):
         assert following == original(lr, kl, p.args)
     seen.clear()
@@ -514,8 +510,8 @@ def test_a_run_of_another_script_is_refused(undisturbed: Path, tmp_path: Path, c
 
 def test_what_differs_from_mappo_is_marked() -> None:
     one, other = parts("mappo"), parts("ppo")
-    known = [key for key in unmarked_differences(one, other) if key in other]
-    assert known == []
+    own = [key for key in unmarked_differences(one, other) if key in other]  # what only MAPPO has is marked there
+    assert own == ["JointAgent.docstring"]  # a new class, marked as a whole
     common = [[key for key in script if key in one and key in other] for script in (one, other)]
     assert common[0] == common[1], "not in the same order"
 
