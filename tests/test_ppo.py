@@ -53,7 +53,8 @@ def joint_errand(num_envs: int) -> ppo.JointAgent:
 
 @pytest.mark.parametrize("scenario", ["simple_speaker_listener", "HalfCheetah-3x2", "ShadowHandOver"])
 def test_the_joint_agent_sees_the_state_and_acts_for_all(scenario: str) -> None:
-    args = ppo.Args(**(ppo.PRESETS[scenario] | dict(scenario=scenario)))
+    values: dict[str, Any] = ppo.PRESETS[scenario]
+    args = ppo.Args(**values, scenario=scenario)
     joint, plain = ppo.make_env(args, 2), benchmarks.make_env(args, 2)
     assert joint.num_agents == 1 and joint.obs_dims == [joint.state_dim] == [plain.state_dim]
     assert joint.action_dims == [sum(plain.action_dims)] and joint.max_episode_steps == plain.max_episode_steps
@@ -83,7 +84,8 @@ def test_the_joint_agent_sees_the_state_and_acts_for_all(scenario: str) -> None:
 @pytest.mark.parametrize("time_limits", BY_HAND)
 def test_advantages_by_hand(time_limits: str) -> None:
     args = small_args(ppo, gamma=0.5, gae_lambda=0.5, time_limits=time_limits)
-    found = ppo.advantages(*map(tensor, (REWARD, VALUE, NEXT, TERMINATED, TRUNCATED)), args)
+    reward, value, following, terminated, truncated = map(tensor, (REWARD, VALUE, NEXT, TERMINATED, TRUNCATED))
+    found = ppo.advantages(reward, value, following, terminated, truncated, args)
     np.testing.assert_allclose(found.numpy(), np.array(BY_HAND[time_limits]).T, atol=1e-12)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from helpers import CPU, ToyEnv, double_precision, random_batch
+from helpers import CPU, ToyEnv, double_precision
+from helpers import random_batch as his_batch
 from onpolicy_helpers import BaselineDriver
 from scipy import stats
 from script_helpers import ROOT, assert_same_run, checkpoint, differences, metrics, step_files, training_state
@@ -183,9 +184,14 @@ def toy() -> ToyEnv:
     return ToyEnv(3, [1, 3, 2], lambda joint: joint.sum(1), obs_dims=[2, 3, 4], state_dim=5)
 
 
+def random_batch(env: ToyEnv, batch_size: int) -> Any:
+    """Rows of unrelated numbers."""
+    return his_batch(env, batch_size)
+
+
 def learner_of(env: ToyEnv, **values: Any) -> sqddpg.Learner:
-    args = sqddpg.Args(**(dict(hidden_sizes=(6, 6), batch_size=16, num_coalitions=3, device="cpu") | values))
-    return sqddpg.Learner(env, Streams(1, CPU), args, CPU)
+    defaults: dict[str, Any] = dict(hidden_sizes=(6, 6), batch_size=16, num_coalitions=3, device="cpu")
+    return sqddpg.Learner(env, Streams(1, CPU), sqddpg.Args(**(defaults | values)), CPU)
 
 
 def linear_critics(width: int) -> list[Any]:
@@ -206,7 +212,7 @@ def test_all_phi_share_the_error_of_the_sum() -> None:
         target = torch.randn(16, generator=generator(5))
         args = sqddpg.Args(grad_clip=0.0)
         optimizer = torch.optim.SGD(parameters, lr=0.1)
-        info = sqddpg.update_critics(critics, optimizer, batch, target, orders, args, env.action_dims)  # pyright: ignore[reportArgumentType]
+        info = sqddpg.update_critics(critics, optimizer, batch, target, orders, args, env.action_dims)
         actions, x = sqddpg.padded(batch.actions, env.action_dims), []
         for i in range(3):  # inputs averaged over permutations
             slots = sqddpg.slots_of(i, actions, orders).mean(0)
@@ -230,7 +236,7 @@ def test_one_adam_is_an_adam_for_each_agent() -> None:
     for k in range(3):
         orders, target = sqddpg.draw_orders(2, 16, 3, generator(k)), batch.reward
         rest = (orders, learner.args, env.action_dims)
-        sqddpg.update_critics(learner.critics, learner.critic_optimizer, batch, target, *rest)  # pyright: ignore[reportArgumentType]
+        sqddpg.update_critics(learner.critics, learner.critic_optimizer, batch, target, *rest)
         errors = sqddpg.marginal_contributions(apart, batch.state, actions, orders).mean(1).sum(0) - target
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -248,7 +254,7 @@ def test_target_is_that_of_the_target_networks() -> None:
         batch, orders = random_batch(env, 16), sqddpg.draw_orders(2, 16, 3, generator())
         batch = batch._replace(discount=torch.where(torch.arange(16) < 8, 0.0, 0.9))
         actors: Any = [lambda obs, i=i: obs[:, : env.action_dims[i]].tanh() for i in range(3)]
-        found = sqddpg.critic_target(batch, actors, critics, orders, env.action_dims).numpy()  # pyright: ignore[reportArgumentType]
+        found = sqddpg.critic_target(batch, actors, critics, orders, env.action_dims).numpy()
     mu = [np.tanh(batch.next_obs[i].numpy()[:, : env.action_dims[i]]) for i in range(3)]
     for b in range(16):
         total = 0.0
@@ -271,7 +277,7 @@ def test_actors_climb_their_own_shapley_value_all_at_once() -> None:
         frozen = copy.deepcopy(learner.critics)
         optimizers = [torch.optim.SGD(actor.parameters(), lr=0.5) for actor in learner.actors]
         rest = (batch, orders, learner.args, env.action_dims)
-        info = sqddpg.update_actors(learner.actors, optimizers, learner.critics, *rest)  # pyright: ignore[reportArgumentType]
+        info = sqddpg.update_actors(learner.actors, optimizers, learner.critics, *rest)
 
         def value(agent: int) -> float:
             with torch.no_grad():
@@ -541,7 +547,6 @@ def test_the_frame_is_that_of_the_his_scripts() -> None:
     equal = set(both) - unequal
     assert {"evaluate", "evaluate_and_record", "evaluate_run", "rates", "restore", "act_and_store", "mlp"} <= equal
     assert {"Run.save", "Run.__init__", "Run.load_state_dict", "ReplayBuffer.sample", "ReplayBuffer.add"} <= equal
-    # what remains in these two is the command line and the diagnostics of HIS
     assert both == [key for key in script if key in his], "not in the same order"
 
 
