@@ -58,6 +58,9 @@ def _on_policy(name: str) -> Variant:
     return Variant({"benchmark": "{benchmark}"}, f"baselines/{name}.py", off_policy=False)
 
 
+IDEAS = (
+    "centred standardised alpha standardised-alpha positive capped agreeing annealed relative half half-history"
+).split()
 VARIANTS: dict[str, Variant] = {
     "his": Variant(),
     # HASAC with HIS's values: not in the paper, and the only comparison that isolates what HIS adds.
@@ -90,7 +93,13 @@ VARIANTS: dict[str, Variant] = {
     "frequency-1": Variant({"policy_frequency": 1}),
     "coef-half": Variant({"credit_coef": 0.5}),
     "coef-1-n": Variant({"credit_coef": "1/n"}),
+    # Beyond the text (experiments/ideas.py); (c) alone, without the mixture, is LOCAL with --marginal value.
+    **{f"idea-{idea}": Variant({"idea": idea}, "experiments/ideas.py") for idea in IDEAS},
+    "idea-capped-tenth": Variant({"idea": "capped", "idea_strength": 0.1}, "experiments/ideas.py"),
+    "idea-recent": Variant({"idea": "recent", "idea_strength": 0.1}, "experiments/ideas.py"),
+    "masked": Variant({"credit": "local", "marginal": "value"}),
 }
+_IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["masked"]
 READINGS = (
     "marginal-value floor-product floor-none below-literal below-hard no-bc bounds-0-1 bounds-wide geometric "
     "frequency-1 coef-half coef-1-n"
@@ -178,6 +187,10 @@ _FULL: dict[str, Suite] = {
     "readings-screen": Suite(
         "Readings of the unclear spots, first round: every reading inside the text, one seed, short; without Ant-4x2",
         [Group(_SCREENED, ["his", "none", *READINGS], (1,), 150_000)],
+    ),
+    "ideas-screen": Suite(
+        "Beyond the paper's text, first round: scale, gradient, baseline and age of the credit, one seed, short",
+        [Group(_SCREENED, ["his", "none", *_IDEAS], (1,), 150_000)],
     ),
     "readings": Suite(
         "Readings, second round: fresh seeds, all tasks, two longer runs; pick the survivors with --variants",

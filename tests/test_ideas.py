@@ -1,0 +1,186 @@
+"""experiments/ideas.py: each idea does what its name says, and the script around it stays the script."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import filled_buffer, noisy_env, random_batch, small_args
+from script_helpers import ROOT, flags, step_files
+
+import his_mamujoco as plain
+from common.streams import Streams
+from experiments import ideas, suites
+
+CPU = torch.device("cpu")
+TINY: dict[str, Any] = dict(
+    scenario="simple_reference",
+    seed=3,
+    total_timesteps=600,
+    num_envs=4,
+    warmup_steps=200,
+    train_interval=5,
+    batch_size=32,
+    hidden_sizes=(16, 16),
+    eval_every=300,
+    eval_episodes=1,
+    eval_envs=1,
+    log_every=100,
+    save_every=300,
+)
+
+
+def fresh_script(name: str = "his_mamujoco") -> ModuleType:
+    """The script's module anew: ideas change it in place, and the other tests want it as it is."""
+    spec = importlib.util.spec_from_file_location(f"{name}_with_ideas", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return ideas.with_ideas(module)
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    return fresh_script()
+
+
+def credit_of(args: Any, context: Any = None) -> Any:
+    env = noisy_env()
+    critic = plain.TwinCritic(env.state_dim, sum(env.action_dims), (8, 8)).requires_grad_(False)
+    made = ideas.credit_class(plain, context or ideas.Context())
+    return made(critic, random_batch(env, 40), env.action_dims, torch.Generator().manual_seed(1), args)
+
+
+def args_of(script: Any, **values: Any) -> Any:
+    return script.Args(**{**vars(small_args()), **values})
+
+
+def test_scales_of_the_credit() -> None:
+    phi, alpha = torch.tensor([1.0, -2.0, 4.0, 5.0]), torch.tensor(0.3)
+    x = phi.numpy()
+    z = (x - x.mean()) / x.std(ddof=1)
+    expected = {"centred": x - x.mean(), "standardised": z, "alpha": 0.3 * x, "standardised-alpha": 0.3 * z}
+    expected |= {"positive": np.maximum(x, 0), "recent": x, "annealed": x}
+    for idea, value in expected.items():
+        np.testing.assert_allclose(ideas.scaled(idea, phi, alpha), value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_gradients_are_shortened_or_made_to_agree(sign: float) -> None:
+    w = [torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([[3.0]], requires_grad=True)]
+    main = (w[0] * torch.tensor([1.0, 0.0])).sum() + 0 * w[1].sum()
+    history = sign * (w[0] * torch.tensor([3.0, 4.0])).sum() + 12 * w[1].sum()
+    for idea, strength, expected in (
+        ("capped", 0.5, np.array([3 * sign, 4 * sign, 12]) * 0.5 / 13),
+        ("capped", 100.0, np.array([3 * sign, 4 * sign, 12])),  # shorter than allowed: as it is
+        ("agreeing", 1.0, np.array([3.0 if sign > 0 else 0.0, 4 * sign, 12])),
+    ):
+        loss = ideas.pulled(idea, history, main, w, strength)
+        assert float(loss.detach()) == float(history.detach())
+        got = torch.cat([g.flatten() for g in torch.autograd.grad(loss, w, retain_graph=True)])
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_recent_rows_are_the_newest(script: Any) -> None:
+    env, args = noisy_env(num_envs=3), small_args()
+    buffer = filled_buffer(env, 50, args)
+    for _ in range(2):  # before and after the ring has wrapped
+        buffer.data["state"][:, 0] = torch.arange(150) // 3
+        batch = ideas.recent(buffer, random_batch(env, 400), 0.1, torch.Generator().manual_seed(0))
+        steps = set(batch.state[:, 0].int().tolist())
+        assert steps == {(buffer.position - 1 - age) % 50 for age in range(5)}
+        rows = buffer.data["actions"].tolist()
+        assert all(row in rows for row in batch.actions.tolist())
+        buffer.position = 2
+
+
+def test_relative_credit_is_what_acting_adds_to_the_policies(script: Any) -> None:
+    env, args = noisy_env(), args_of(script, idea="relative")
+    learner = script.Learner(env, Streams(1, CPU), args, CPU)
+    credit = credit_of(args, ideas.Context(actors=learner.actors))
+    state, actions = credit.batch.state, credit.batch.actions
+    assert not torch.equal(credit.fill, torch.zeros_like(actions))
+    gain = script.min_q(credit.critic, state, actions) - script.min_q(credit.critic, state, credit.fill)
+    torch.testing.assert_close(credit.phi.sum(0), gain, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("idea", ["half", "half-history"])
+def test_half_of_q_is_that_of_a_coalition(script: Any, idea: str) -> None:
+    credit = credit_of(args_of(script, idea=idea))
+    joint = torch.tanh(torch.randn(40, 4))
+    history, info = credit.loss(1, None, None, joint)
+    fill = credit.batch.actions if idea == "half-history" else torch.zeros_like(joint)
+    rows = []
+    for b in range(40):
+        keep = [bool(credit.ranks[0, b, i] <= credit.ranks[0, b, 1]) for i in (0, 1, 1, 2)]
+        row = torch.where(torch.tensor(keep), joint[b], fill[b])
+        whole, part = (script.min_q(credit.critic, credit.batch.state[b : b + 1], a[None]) for a in (joint[b], row))
+        rows.append(0.5 * (whole - part))
+    torch.testing.assert_close(history, torch.cat(rows).mean())
+    assert info == {}
+
+
+def test_every_idea_changes_the_update_and_only_that(script: Any) -> None:
+    def actors_after(module: Any, args: Any) -> torch.Tensor:
+        env = noisy_env()
+        learner, buffer = module.Learner(env, Streams(1, CPU), args, CPU), filled_buffer(env, 60, args)
+        for _ in range(4):
+            learner.update(buffer)
+        return torch.cat([p.detach().flatten() for actor in learner.actors for p in actor.parameters()])
+
+    found = {"his": actors_after(plain, small_args())}
+    for idea in ideas.IDEAS:
+        strength = 1e-4 if idea in ("recent", "annealed", "capped") else 1.0
+        found[idea] = actors_after(script, args_of(script, idea=idea, idea_strength=strength))
+        assert torch.isfinite(found[idea]).all()
+    names = list(found)
+    same = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if torch.equal(found[a], found[b])]
+    assert same == []
+    whole = actors_after(script, args_of(script, idea="capped", idea_strength=1e6))
+    torch.testing.assert_close(whole, found["his"], rtol=0, atol=1e-4)  # nothing to shorten: HIS, up to rounding
+
+
+def command(runs_dir: Path, *words: str, **values: Any) -> list[str]:
+    argv = [*flags(TINY | {"runs_dir": runs_dir} | values), *words]
+    return [sys.executable, str(ROOT / "experiments/ideas.py"), *argv]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    assert run(command(whole, "--idea", "recent", "--idea-strength", "0.2")).returncode == 0
+    assert run(command(half, "--idea", "recent", "--idea-strength", "0.2", total_timesteps=300)).returncode == 0
+    folders = [path / "ideas/simple_reference/seed3-recent" for path in (half, whole)]
+    done = run([sys.executable, "experiments/ideas.py", "--resume", str(folders[0]), "--total-timesteps", "600"])
+    assert done.returncode == 0, done.stderr
+    saved = [torch.load(step_files(folder)[-1], weights_only=True)["learner"] for folder in folders]
+    assert str(saved[0]) == str(saved[1]) and saved[0]["update_step"] > 20
+    assert (folders[0] / "eval.csv").read_text() == (folders[1] / "eval.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--scenario", "Hopper"], "--scenario Hopper: must be one of simple_spread"),
+        (["--scenario", "simple_spread", "--idea", "better"], "--idea better: must be one of centred"),
+        (["--scenario", "simple_spread", "--idea-strength", "0"], "--idea-strength 0.0: must be at least"),
+        ([], "--scenario (not given): must be one of"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str) -> None:
+    done = run([sys.executable, "experiments/ideas.py", *words])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_suites_know_every_idea() -> None:
+    named = {v.settings["idea"] for v in suites.VARIANTS.values() if "idea" in v.settings}
+    assert named == set(ideas.IDEAS)
