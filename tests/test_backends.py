@@ -135,8 +135,9 @@ def test_a_worker_starts_its_script_with_the_lock_and_ends_it(tmp_path: Path, mo
         worker = ray_pool.Worker()
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(worker.run, ["-c", "import time; time.sleep(60)"], str(log), str(lock))
-            wait_for(lambda worker=worker: worker.process, "process")
-            assert folders.take_lock(lock) is None and folders.holder(lock) == worker.process.pid  # type: ignore[union-attr]
+            process = wait_for(lambda worker=worker: worker.process, "process")
+            wait_for(lambda process=process: folders.holder(lock) == process.pid, "note of the holder")
+            assert folders.take_lock(lock) is None
             worker.end(kill)
             assert result.result(timeout=20) == status
     stopped = ray_pool.Worker()

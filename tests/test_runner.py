@@ -30,6 +30,7 @@ from experiments.run import main
 for name in ("", "crash", "crash-once", "usage", "nonfinite", "stubborn"):
     settings = {{"behave": name}} if name else {{}}
     suites.VARIANTS[name or "ok"] = suites.Variant(settings, {str(FAKE)!r}, num_envs=4)
+suites.VARIANTS["slow"] = suites.Variant({{"pace": "0.2"}}, {str(FAKE)!r}, num_envs=4)  # 2 seconds a run
 suites.VARIANTS["absent"] = suites.Variant({{}}, "baselines/absent.py")
 for name in ("toy", "toy2"):
     suites.TASKS[name] = suites.Task("toy", 2)
@@ -126,19 +127,21 @@ def under_way(tmp_path: Path, count: int) -> Callable[[], bool]:
 
 
 def test_a_suite_runs_with_so_many_processes_and_a_second_time_nothing_is_left(tmp_path: Path) -> None:
-    status, output = run("ok", tmp_path, "--report-every", 0.2)
+    status, output = run("slow", tmp_path, "--report-every", 0.2)
     assert status == 0, output
     assert_complete(tmp_path)
     assert "runs: 4; 0 finished, 0 begun, 4 not begun" in output and "4 finished" in output
     assert "environment steps: 40,000; 40,000 to go" in output
-    assert re.search(r"toy_ok_seed1 +\d+,000 +\d+\.\d .* 1000 ", output) and "ETA" in output
+    assert re.search(r"toy_slow_seed1 +\d+,000 +\d+\.\d .* 1000 ", output) and "ETA" in output
     changes = sorted((float(w[0]), 1 if w[1] == "start" else -1) for p in all_folders(tmp_path) for w in history(p))
     running = [sum(change for _, change in changes[: i + 1]) for i in range(len(changes))]
     assert max(running) == 2
     first = {p.name: float(history(p)[0][0]) for p in all_folders(tmp_path) if p.parent.name == "toy2"}
-    assert first["seed1-ok"] < float(history(folder(tmp_path, seed=2))[0][0]), "seed 2 began before seed 1 was through"
+    assert first["seed1-slow"] < float(history(folder(tmp_path, "slow", seed=2))[0][0]), (
+        "seed 2 began before seed 1 was through"
+    )
 
-    status, output = run("ok", tmp_path)
+    status, output = run("slow", tmp_path)
     assert status == 0 and "runs: 4; 4 finished, 0 begun, 0 not begun" in output
     assert [starts(path) for path in all_folders(tmp_path)] == [[0]] * 4
 
