@@ -365,7 +365,7 @@ def figures_table(evidence: Evidence) -> str:
                 done.setdefault(short, []).append(f"{variant} ({len(curves)})")
         ours = "; ".join(f"{task}: {', '.join(variants)}" for task, variants in done.items()) or "nothing"
         full = price(runs, evidence.rates)
-        start = f"`python -m experiments.run {name} --skip-missing`"
+        start = f"`python -m experiments.run {name}`"
         lines.append(f"| `{name}` | {suite.title} | {start} | {full} | {ours} |")
     return "\n".join(lines)
 

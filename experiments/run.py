@@ -1,7 +1,7 @@
 """Run a suite (experiments/suites.py): every figure and table of the paper with one command.
 
-    python -m experiments.run fig5 --workers 2 --scale 0.03 --skip-missing
-    python -m experiments.run fig5 --workers 2 --scale 0.03 --skip-missing --dry-run     what it would cost
+    python -m experiments.run fig5 --workers 2 --scale 0.03
+    python -m experiments.run fig5 --workers 2 --scale 0.03 --dry-run     what it would cost
     python -m experiments.run mpe --variants his none --seeds 3 -- --device cpu          flags of the scripts come last
 
 Runs are processes of one thread each, on this machine, with `--backend ray` on an existing Ray cluster, with `--backend
