@@ -47,6 +47,10 @@ def variant_of(config: Mapping[str, Any]) -> str:
     name, task = args.get("run_name", ""), args["scenario"]
     if name in VARIANTS and _has(args, name, task):
         return name
+    if "idea" in args:
+        return f"idea-{args['idea']}"
+    if args.get("preset") == "his":  # a HASAC script with the values of HIS is the control, bit for bit
+        return "none"
     for candidate in _BY_FLAGS:
         if "credit" in args and _has(args, candidate, task):
             return candidate

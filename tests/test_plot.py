@@ -243,6 +243,9 @@ def test_a_folder_whose_settings_are_not_its_variants_is_refused(
         ({"run_name": "", "benchmark": "mpe"}, "baselines/happo.py", "happo"),
         ({"run_name": "", "benchmark": "mpe"}, "baselines/mappo.py", "mappo"),
         ({"run_name": ""}, "baselines/hasac_mpe.py", "hasac"),
+        ({"run_name": "", "preset": "hasac"}, "baselines/hasac_mpe.py", "hasac"),
+        ({"run_name": "", "preset": "his"}, "baselines/hasac_mpe.py", "none"),
+        ({"run_name": "capped", "credit": "his", "idea": "capped"}, "experiments/ideas.py", "idea-capped"),
         ({"run_name": ""}, "baselines/other.py", ""),
     ],
 )
