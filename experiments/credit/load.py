@@ -18,6 +18,8 @@ from common.streams import Streams
 from common.vecenv import VecEnv
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+Progress = Callable[..., Any]
+"""`tqdm` with the settings of this program."""
 
 
 @dataclasses.dataclass
@@ -135,7 +137,3 @@ def restore_args(args_type: type, saved: dict[str, Any], folder: Path, script: s
         return args_type(**values), notes
     except TypeError as error:
         raise cli.UsageError(f"{folder}: its config.json does not fit {script}: {error}") from error
-
-
-Progress = Callable[..., Any]
-"""`tqdm` with the settings of this program."""

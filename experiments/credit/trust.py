@@ -33,12 +33,12 @@ class Trust:
         size, worst = np.abs(self.exact).mean(), np.abs(self.sampled - self.exact).max()
         error = float(np.sqrt(np.mean((self.sampled - self.exact) ** 2)))
         return [
-            f"{len(self.index)} states; mean |exact credit| {size:.4g}; with {self.draws} draws the root mean squared error"
-            f" is {error:.3g}, the largest {worst:.3g}",
+            f"{len(self.index)} states; mean |exact credit| {size:.4g}; with {self.draws} draws the root mean squared"
+            f" error is {error:.3g}, the largest {worst:.3g}",
             f"supermodularity: {100 * self.convex.mean():.1f} % of the inequalities hold; the game is convex in"
             f" {100 * (self.convex == 1).mean():.1f} % of the states",
-            f"core: the hybrid split is in it in {100 * self.in_core['hybrid']:.1f} % of the states, the Shapley value in"
-            f" {100 * self.in_core['Shapley']:.1f} %",
+            f"core: the hybrid split is in it in {100 * self.in_core['hybrid']:.1f} % of the states, the Shapley value"
+            f" in {100 * self.in_core['Shapley']:.1f} %",
         ]
 
 

@@ -1,0 +1,98 @@
+"""credit.png, the credit of an episode, and training.png, what training logged about credit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from experiments.credit.episode import Credit, Recording
+
+AGENT_COLORS = [colormaps["tab10"](i) for i in range(10)]
+PANELS = (
+    ("credit/shapley_", "mean Shapley Q-value of the batch, return"),
+    ("credit/boxcox_lambda_", "Box-Cox lambda"),
+    ("credit/floor_hits_", "share of the batch below the floor"),
+    ("credit/efficiency_gap", "efficiency gap, return"),
+    ("diag/grad_norm_main_", "gradient norm, main term"),
+    ("diag/grad_norm_history_", "gradient norm, historical term"),
+)
+LOGARITHMIC = ("credit/efficiency_gap", "diag/grad_norm_main_", "diag/grad_norm_history_")
+
+
+def plot_credit(recording: Recording, credit: Credit, path: Path) -> None:
+    """Write credit.png: credit stacked over time (negative below 0), its sum, the return so far, the gap."""
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes, gap = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    time = np.arange(credit.phi.shape[1])
+    starts = np.flatnonzero(recording.step == 0)
+    up, down = np.zeros(len(time)), np.zeros(len(time))
+    for i, phi in enumerate(credit.phi):
+        color, label = AGENT_COLORS[i % len(AGENT_COLORS)], f"agent {i}"
+        for part, base in ((phi.clip(min=0), up), (phi.clip(max=0), down)):
+            axes.fill_between(time, base, base + part, step="mid", color=color, linewidth=0, label=label)
+            base += part
+            label = None
+    total = credit.everybody - credit.nobody
+    axes.step(time, total, where="mid", color="black", linewidth=1.1, label="v(N) - v(empty)")
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(ylabel="credit, return", title=f"credit ({credit.how}): stacked, it must sum to v(N) - v(empty)")
+    earned = axes.twinx()
+    line = recording.return_so_far
+    for first, last in zip(starts, [*starts[1:], len(time)]):
+        earned.plot(time[first:last], line[first:last], color="grey", linestyle="--", linewidth=1.2)
+    earned.set_ylabel("return so far (dashed)")
+    axes.legend(fontsize=8, loc="upper left", ncols=min(4, len(credit.phi) + 1))
+    gap.step(time, credit.gap, where="mid", color="tab:red", linewidth=0.8)
+    gap.set(xlabel="step", ylabel="gap")
+    gap.set_title(f"sum of credits - (v(N) - v(empty)); largest: {np.abs(credit.gap).max():.2g}", fontsize=9)
+    for panel in (axes, gap):
+        for first in starts[1:]:
+            panel.axvline(first - 0.5, color="black", linewidth=0.6, linestyle=":")
+    axes.set_xlim(-0.5, len(time) - 0.5)
+    figure.savefig(path, dpi=100)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl; none where there is no such file."""
+    path, lines = folder / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:  # torn by a kill
+            continue
+    return lines
+
+
+def plot_training(metrics: list[dict[str, Any]], path: Path) -> list[str]:
+    """Write training.png, a panel a quantity and a line an agent; returns the keys that the run did not log."""
+    figure, absent = Figure(figsize=(12, 6.5), layout="constrained"), []
+    for axes, (prefix, title) in zip(figure.subplots(2, 3).ravel(), PANELS):
+        axes.set_title(title, fontsize=10)
+        keys = sorted({key for line in metrics for key in line if key.startswith(prefix)}, key=natural)
+        if not keys:
+            absent.append(prefix.rstrip("_"))
+            axes.text(0.5, 0.5, "not logged by this run", ha="center", va="center", transform=axes.transAxes)
+            axes.set_axis_off()
+            continue
+        for key in keys:
+            points = [(line["global_step"], line[key]) for line in metrics if line.get(key) is not None]
+            label = f"agent {key.removeprefix(prefix)}" if prefix.endswith("_") else None
+            axes.plot(*zip(*points), linewidth=0.9, label=label) if points else None
+        if prefix in LOGARITHMIC:  # linear near 0, where rounding and weightless terms lie
+            values = np.array([line[key] for line in metrics for key in keys if line.get(key)])
+            axes.set_yscale("symlog", linthresh=max(float(np.abs(values).min()), 1e-12) if len(values) else 1e-12)
+        axes.set_xlabel("environment steps")
+        axes.grid(alpha=0.3)
+        if prefix.endswith("_"):
+            axes.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=100)
+    return absent
+
+
+def natural(key: str) -> tuple[str, int]:
+    """Sorts agent 10 behind agent 9."""
+    name, _, number = key.rpartition("_")
+    return (name, int(number)) if number.isdigit() else (key, 0)
