@@ -63,8 +63,8 @@ def play(run: Trained, episodes: int, progress: Progress) -> Recording:
             if result.terminated[0] or result.truncated[0]:
                 episode, step = episode + 1, 0
     env.close()
-    *columns, snapshots = zip(*rows, strict=True)
-    return Recording(*(np.array(column) for column in columns), list(snapshots))
+    number, steps, states, joint, reward, snapshots = zip(*rows, strict=True)
+    return Recording(*map(np.array, (number, steps, states, joint, reward)), snapshots=list(snapshots))
 
 
 def value_of(run: Trained, state: np.ndarray, actions: np.ndarray) -> game.Value:
@@ -94,7 +94,8 @@ def write_raw(out: Path, recording: Recording, credit: Credit) -> None:
         "v_nobody": credit.nobody,
         "gap": credit.gap,
     }
-    np.savez(out / "credit.npz", phi=credit.phi, state=recording.state, actions=recording.actions, **columns)
+    arrays: dict[str, Any] = dict(phi=credit.phi, state=recording.state, actions=recording.actions, **columns)
+    np.savez(out / "credit.npz", **arrays)
     columns |= {f"credit_{i}": phi for i, phi in enumerate(credit.phi)}
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     lines = [",".join(columns), *(",".join(map(repr, row)) for row in rows)]

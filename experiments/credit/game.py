@@ -1,8 +1,8 @@
 """The cooperative game that a masked critic plays in each state: its values, Shapley values, convexity and core.
 
 A coalition is a set of agents; its value v(C) is the critic's of the joint action in which all agents outside C have
-the zero action (HIS, Algorithm 1 line 15). Shapes: N agents, T states, M draws, S state size. A table of values is float64
-(2^N, T); the bits of its first index say who is in the coalition, agent 0 the lowest.
+the zero action (HIS, Algorithm 1 line 15). Shapes: N agents, T states, M draws, S state size. A table of values is
+float64 (2^N, T); the bits of its first index say who is in the coalition, agent 0 the lowest.
 """
 
 import math

@@ -44,7 +44,7 @@ def plot_credit(recording: Recording, credit: Credit, path: Path) -> None:
     for first, last in zip(starts, [*starts[1:], len(time)]):
         earned.plot(time[first:last], line[first:last], color="grey", linestyle="--", linewidth=1.2)
     earned.set_ylabel("return so far (dashed)")
-    axes.legend(fontsize=8, loc="upper left", ncols=min(4, len(credit.phi) + 1))
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=6)
     gap.step(time, credit.gap, where="mid", color="tab:red", linewidth=0.8)
     gap.set(xlabel="step", ylabel="gap")
     gap.set_title(f"sum of credits - (v(N) - v(empty)); largest: {np.abs(credit.gap).max():.2g}", fontsize=9)
@@ -81,9 +81,8 @@ def plot_training(metrics: list[dict[str, Any]], path: Path) -> list[str]:
             points = [(line["global_step"], line[key]) for line in metrics if line.get(key) is not None]
             label = f"agent {key.removeprefix(prefix)}" if prefix.endswith("_") else None
             axes.plot(*zip(*points), linewidth=0.9, label=label) if points else None
-        if prefix in LOGARITHMIC:  # linear near 0, where rounding and weightless terms lie
-            values = np.array([line[key] for line in metrics for key in keys if line.get(key)])
-            axes.set_yscale("symlog", linthresh=max(float(np.abs(values).min()), 1e-12) if len(values) else 1e-12)
+        if prefix in LOGARITHMIC and any(line.get(key) for line in metrics for key in keys):
+            axes.set_yscale("log", nonpositive="mask")  # a gap can be 0
         axes.set_xlabel("environment steps")
         axes.grid(alpha=0.3)
         if prefix.endswith("_"):

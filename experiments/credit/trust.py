@@ -11,7 +11,7 @@ from experiments.credit.episode import CREDIT_SEED, Recording, value_of
 from experiments.credit.load import Trained
 
 MAX_STATES = 200  # evenly spaced over the recording: each costs 2^N critic calls
-MAX_DRAWS = 512
+MAX_DRAWS = 2048
 
 
 @dataclass
@@ -56,7 +56,7 @@ def study(table: np.ndarray, index: np.ndarray, draws: int) -> Trust:
     num_agents, num_states = int(np.log2(len(table))), table.shape[1]
     value, exact = game.lookup(table), game.exact(table)
     sampled = game.draw(value, num_agents, num_states, draws, "permutation", CREDIT_SEED).mean(0)
-    numbers, error = [2**k for k in range(10)], {}
+    numbers, error = [2**k for k in range(9)], {}
     for how in ("permutation", "antithetic"):
         contributions = game.draw(value, num_agents, num_states, MAX_DRAWS, how, CREDIT_SEED + 1)
         error[how] = [error_of(contributions, exact, number, how) for number in numbers]
@@ -114,7 +114,7 @@ def plot(trust: Trust, path: Path) -> None:
     core.axvline(0, color="black", linewidth=0.8)
     core.set(
         title="Is the split in the core?",
-        xlabel="smallest surplus of a coalition / |v(N) - v(empty)|; below 0: not in the core",
+        xlabel="smallest surplus of a coalition, / |v(N) - v(empty)|\n(below 0: not in the core)",
         ylabel="states",
     )
     core.legend(fontsize=8)
