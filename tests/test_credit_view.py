@@ -522,6 +522,13 @@ def test_training_curves_skip_torn_lines_and_missing_values(tmp_path: Path) -> N
     assert pictures.natural("a_9") < pictures.natural("a_10")
 
 
+def test_long_episodes_are_averaged_in_blocks_within_an_episode() -> None:
+    first, sizes, most = pictures.blocks(np.array([*range(700), *range(300)]))
+    assert most == 4 and sizes.sum() == 1000 and set(sizes) == {4} and 700 in first
+    first, sizes, most = pictures.blocks(np.array([*range(3), *range(2)]), most=3)
+    assert (first.tolist(), sizes.tolist(), most) == ([0, 2, 3], [2, 1, 2], 2)
+
+
 def test_playing_records_what_was_played(run_folder: Path) -> None:
     """Each snapshot holds the state that stands beside it."""
     run = load(run_folder)

@@ -22,36 +22,49 @@ PANELS = (
 LOGARITHMIC = ("credit/efficiency_gap", "diag/grad_norm_main_", "diag/grad_norm_history_")
 
 
+def blocks(step: np.ndarray, most: int = 250) -> tuple[np.ndarray, np.ndarray, int]:
+    """First index and size of blocks of equally many steps of one episode, at most about `most`, and that number.
+
+    step (T,): counted from 0 in each episode. The last block of an episode may be smaller.
+    """
+    size = -(-len(step) // most)
+    first = np.flatnonzero(step % size == 0)
+    return first, np.diff(first, append=len(step)), size
+
+
 def plot_credit(recording: Recording, credit: Credit, path: Path) -> None:
     """Write credit.png: credit stacked over time (negative below 0), its sum, the return so far, the gap."""
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     axes, gap = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    time = np.arange(credit.phi.shape[1])
+    steps = np.arange(credit.phi.shape[1])
     starts = np.flatnonzero(recording.step == 0)
+    first_step, sizes, most = blocks(recording.step)
+    time = first_step + (sizes - 1) / 2
     up, down = np.zeros(len(time)), np.zeros(len(time))
-    for i, phi in enumerate(credit.phi):
+    for i, phi in enumerate(np.add.reduceat(credit.phi, first_step, axis=1) / sizes):
         color, label = AGENT_COLORS[i % len(AGENT_COLORS)], f"agent {i}"
         for part, base in ((phi.clip(min=0), up), (phi.clip(max=0), down)):
             axes.fill_between(time, base, base + part, step="mid", color=color, linewidth=0, label=label)
             base += part
             label = None
-    total = credit.everybody - credit.nobody
+    total = np.add.reduceat(credit.everybody - credit.nobody, first_step) / sizes
     axes.step(time, total, where="mid", color="black", linewidth=1.1, label="v(N) - v(empty)")
     axes.axhline(0, color="black", linewidth=0.5)
-    axes.set(ylabel="credit, return", title=f"credit ({credit.how}): stacked, it must sum to v(N) - v(empty)")
+    mean = f", means of {most} steps" if most > 1 else ""
+    axes.set(ylabel="credit, return", title=f"credit ({credit.how}{mean}): stacked, it must sum to v(N) - v(empty)")
     earned = axes.twinx()
     line = recording.return_so_far
-    for first, last in zip(starts, [*starts[1:], len(time)]):
-        earned.plot(time[first:last], line[first:last], color="grey", linestyle="--", linewidth=1.2)
+    for first, last in zip(starts, [*starts[1:], len(steps)]):
+        earned.plot(steps[first:last], line[first:last], color="grey", linestyle="--", linewidth=1.2)
     earned.set_ylabel("return so far (dashed)")
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=6)
-    gap.step(time, credit.gap, where="mid", color="tab:red", linewidth=0.8)
+    gap.step(steps, credit.gap, where="mid", color="tab:red", linewidth=0.8)
     gap.set(xlabel="step", ylabel="gap")
     gap.set_title(f"sum of credits - (v(N) - v(empty)); largest: {np.abs(credit.gap).max():.2g}", fontsize=9)
     for panel in (axes, gap):
         for first in starts[1:]:
             panel.axvline(first - 0.5, color="black", linewidth=0.6, linestyle=":")
-    axes.set_xlim(-0.5, len(time) - 0.5)
+    axes.set_xlim(-0.5, len(steps) - 0.5)
     figure.savefig(path, dpi=100)
 
 

@@ -74,7 +74,7 @@ class Panel:
         figure = Figure(figsize=(width / 100, height / 100), dpi=100)
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes((0.13, 42 / height, 0.72, 1 - 64 / height))
-        picture = axes.imshow(phi, aspect="auto", cmap=COLORMAP, vmin=-scale, vmax=scale, interpolation="nearest")
+        picture = axes.imshow(phi, aspect="auto", cmap=COLORMAP, vmin=-scale, vmax=scale, interpolation="auto")
         axes.set_yticks(range(num_agents), [f"agent {i}" for i in range(num_agents)], fontsize=8)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
