@@ -278,6 +278,8 @@ def test_colors_and_cursor() -> None:
     row = panel.image[panel.bottom - 4].astype(int)  # agent 1
     at = [row[round(panel.left + share * (panel.right - panel.left))] for share in (0.6, 0.8)]
     assert abs(at[0][0] - at[0][2]) < 10 and at[1][0] - at[1][2] > 80
+    long = video.Panel(np.repeat(phi, 300, axis=1), 1.0)  # more steps than columns of pixels
+    assert np.abs(long.image[panel.top : panel.bottom].astype(int) - panel.image[panel.top : panel.bottom]).mean() < 1
 
 
 # ---- the whole view --------------------------------------------------------------------------------------------------

@@ -74,7 +74,10 @@ class Panel:
         figure = Figure(figsize=(width / 100, height / 100), dpi=100)
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes((0.13, 42 / height, 0.72, 1 - 64 / height))
-        picture = axes.imshow(phi, aspect="auto", cmap=COLORMAP, vmin=-scale, vmax=scale, interpolation="auto")
+        columns = np.linspace(0, steps, min(steps, width // 2), endpoint=False).astype(int)
+        means = np.add.reduceat(phi, columns, axis=1) / np.diff(columns, append=steps)  # no more than can be seen
+        look = dict(cmap=COLORMAP, vmin=-scale, vmax=scale, extent=(-0.5, steps - 0.5, num_agents - 0.5, -0.5))
+        picture = axes.imshow(means, aspect="auto", interpolation="nearest", **look)
         axes.set_yticks(range(num_agents), [f"agent {i}" for i in range(num_agents)], fontsize=8)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
