@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -76,8 +77,9 @@ class Panel:
         axes = figure.add_axes((0.13, 42 / height, 0.72, 1 - 64 / height))
         columns = np.linspace(0, steps, min(steps, width // 2), endpoint=False).astype(int)
         means = np.add.reduceat(phi, columns, axis=1) / np.diff(columns, append=steps)  # no more than can be seen
-        look = dict(cmap=COLORMAP, vmin=-scale, vmax=scale, extent=(-0.5, steps - 0.5, num_agents - 0.5, -0.5))
-        picture = axes.imshow(means, aspect="auto", interpolation="nearest", **look)
+        box = (-0.5, steps - 0.5, num_agents - 0.5, -0.5)
+        look: dict[str, Any] = dict(cmap=COLORMAP, vmin=-scale, vmax=scale, interpolation="nearest")
+        picture = axes.imshow(means, aspect="auto", extent=box, **look)
         axes.set_yticks(range(num_agents), [f"agent {i}" for i in range(num_agents)], fontsize=8)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
