@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.mpe_picture import draw
+from common.mpe_picture import AGENT_COLORS, draw
 from common.vecenv import VecEnv, saved_array
 
 NUM_LANDMARKS = 3
@@ -68,6 +68,8 @@ class ParticleVecEnv(VecEnv):
 
     max_episode_steps = 25
     render_fps = 10
+    agent_colors: Sequence[tuple[int, ...]] = AGENT_COLORS
+    """What fills the agents in pictures, RGB in 0..255."""
 
     def __init__(self, scenario: str, num_envs: int, rules: str):
         if scenario not in TASKS:
@@ -129,6 +131,7 @@ class ParticleVecEnv(VecEnv):
             goals=dict(zip(task.followers, world["goals"].tolist())),
             messages=dict(zip(task.speakers, world["messages"])),
             solid=self.scenario == "simple_spread",
+            colors=self.agent_colors,
         )
 
     def world_shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:

@@ -1,7 +1,7 @@
 """A picture of one particle environment, drawn with Pillow: neither a display nor a graphics library is needed."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -33,13 +33,15 @@ def draw(
     goals: Mapping[int, int],
     messages: Mapping[int, np.ndarray],
     solid: bool,
+    colors: Sequence[tuple[int, ...]] = AGENT_COLORS,
 ) -> np.ndarray:
     """uint8 (height, width, 3): agents as numbered discs, landmarks as squares, y upwards.
 
     `agents` (N, 2) and `landmarks` (3, 2) are positions, the radii theirs, all in world units. `goals` says which
     landmark an agent has to reach: the two are joined by a line and the landmark gets a ring in the agent's colour.
     `messages` are the last words of the agents that speak, values in [0, 1], shown as bars in a strip at the bottom; a
-    speaker that is nobody's follower is drawn as a diamond. With `solid`, agents that touch get a red rim.
+    speaker that is nobody's follower is drawn as a diamond. With `solid`, agents that touch get a red rim. `colors`
+    fill the agents; lines, rings and bars keep AGENT_COLORS.
     """
     size = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     image = Image.new("RGB", size, _BACKGROUND)
@@ -71,11 +73,12 @@ def draw(
         rim, rim_width = (_TOUCH, 3 * thin) if i in touching else (_INK, thin)
         box = [x - radius, y - radius, x + radius, y + radius]
         if goals and i not in goals:
-            pen.regular_polygon((x, y, radius * 1.3), 4, 45, fill=AGENT_COLORS[i], outline=rim, width=rim_width)
+            pen.regular_polygon((x, y, radius * 1.3), 4, 45, fill=colors[i], outline=rim, width=rim_width)
         else:
-            pen.ellipse(box, fill=AGENT_COLORS[i], outline=rim, width=rim_width)
+            pen.ellipse(box, fill=colors[i], outline=rim, width=rim_width)
         if radius > 12 * thin:
-            pen.text((x, y), str(i), fill=_BACKGROUND, font=_font(round(1.3 * radius)), anchor="mm")
+            ink = _INK if min(colors[i]) > 128 else _BACKGROUND
+            pen.text((x, y), str(i), fill=ink, font=_font(round(1.3 * radius)), anchor="mm")
         else:  # too small to write on
             pen.text((x, y - radius - thin), str(i), fill=_INK, font=_font(9 * thin), anchor="mb")
     if solid:  # large agents would hide the landmarks they cover

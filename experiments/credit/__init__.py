@@ -1,0 +1,1 @@
+"""The parts of `experiments.credit_view`: load a run, play it, measure its credit, doubt it, draw it."""
