@@ -422,7 +422,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 def test_the_page_in_a_browser(out: Path) -> None:
     words = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (out / "credit.html").as_uri()]
     dom = subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
-    assert '<span id="step">0 of episode 0</span>' in dom and dom.count("<th>agent") == 3
+    assert (
+        '<span id="step">0 of episode 0</span>' in dom and len(re.findall(r"<th>agent \d", dom)) == 3
+    )  # filled in by the script
 
 
 # ---- what can go wrong -----------------------------------------------------------------------------------------------
