@@ -51,6 +51,7 @@ def parse(
     None for an open side; they hold for each element of a tuple. NaN and infinity are refused everywhere.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _list_last(args_type)
     try:
         ahead = _read_ahead(argv)
         if ahead.resume and ahead.evaluate:
@@ -66,6 +67,14 @@ def parse(
     except UsageError as error:
         fail(prog, str(error))
     return args
+
+
+def _list_last(args_type: Any) -> None:
+    """Put the fields of bases marked LISTED_LAST behind the class's own: `--help` begins with what matters most."""
+    marked = [base for base in args_type.__mro__[1:] if vars(base).get("LISTED_LAST")]
+    last = {field.name for base in marked for field in dataclasses.fields(base)}
+    fields = args_type.__dataclass_fields__
+    args_type.__dataclass_fields__ = {name: fields[name] for name in sorted(fields, key=lambda name: name in last)}
 
 
 def _flag(field: str) -> str:
