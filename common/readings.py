@@ -1,7 +1,7 @@
 """How HIS reads what its paper leaves unclear: one field a spot, numbered as in docs/paper_notes.md."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from common import cli, shapley
 
@@ -19,7 +19,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {
 class Readings:
     """The part of a HIS script's arguments that chooses between readings; the defaults are the most defensible ones."""
 
-    LISTED_LAST: ClassVar[bool] = True
+    LISTED_LAST = True
 
     credit_coef: float = 1.0
     """c, weight of the historical term in Eq. (10) (READING 12)"""
