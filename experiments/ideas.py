@@ -141,7 +141,7 @@ def recent(buffer: Any, batch: Any, share: float, generator: torch.Generator) ->
 def with_ideas(script: ModuleType) -> ModuleType:
     """The module of a HIS script, changed in place: `--idea`, `--idea-strength` and what they do."""
     context = Context()
-    update, update_actors = script.Learner.update, script.update_actors
+    update, update_actors, check_args = script.Learner.update, script.update_actors, script.check_args
 
     @dataclass
     class Args(script.Args):
@@ -149,6 +149,12 @@ def with_ideas(script: ModuleType) -> ModuleType:
         """what is changed (docs/experiments.md)"""
         idea_strength: float = 1.0
         """capped: share of the main gradient; annealed, recent: share of the run, of the buffer; half: factor"""
+
+    def check(args: Any) -> None:
+        check_args(args)
+        for field, needed in (("credit", "his"), ("credit_actions", "history"), ("shapley", "permutation")):
+            if (value := getattr(args, field)) != needed and (field != "shapley" or args.idea == "relative"):
+                raise cli.UsageError(f"--{field.replace('_', '-')} {value}: --idea {args.idea} needs {needed}")
 
     def noted_update(learner: Any, buffer: Any, *rest: Any, **named: Any) -> Any:
         context.learner, context.buffer = learner, buffer
@@ -159,7 +165,7 @@ def with_ideas(script: ModuleType) -> ModuleType:
         return update_actors(actors, optimizers, critic, batch, alpha, *rest)
 
     changed: Any = script
-    changed.SCRIPT, changed.Args = "ideas", Args
+    changed.SCRIPT, changed.Args, changed.check_args = "ideas", Args, check
     changed.LIMITS = script.LIMITS | {"idea_strength": (1e-6, None)}
     changed.Learner.update, changed.update_actors = noted_update, noted_update_actors
     changed.HistoricalCredit = credit_class(script, context)

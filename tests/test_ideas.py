@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import filled_buffer, noisy_env, random_batch, small_args
 from script_helpers import ROOT, flags, step_files
+from test_hasac import equal
 
 import his_mamujoco as plain
 from common.streams import Streams
@@ -163,7 +164,7 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     done = run([sys.executable, "experiments/ideas.py", "--resume", str(folders[0]), "--total-timesteps", "600"])
     assert done.returncode == 0, done.stderr
     saved = [torch.load(step_files(folder)[-1], weights_only=True)["learner"] for folder in folders]
-    assert str(saved[0]) == str(saved[1]) and saved[0]["update_step"] > 20
+    assert equal(saved[0], saved[1]) and saved[0]["update_step"] > 20
     assert (folders[0] / "eval.csv").read_text() == (folders[1] / "eval.csv").read_text()
 
 
@@ -173,6 +174,11 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
         (["--scenario", "Hopper"], "--scenario Hopper: must be one of simple_spread"),
         (["--scenario", "simple_spread", "--idea", "better"], "--idea better: must be one of centred"),
         (["--scenario", "simple_spread", "--idea-strength", "0"], "--idea-strength 0.0: must be at least"),
+        (["--scenario", "simple_spread", "--credit", "none"], "--credit none: --idea centred needs his"),
+        (
+            ["--scenario", "simple_spread", "--credit-actions", "policy"],
+            "--credit-actions policy: --idea centred needs",
+        ),
         ([], "--scenario (not given): must be one of"),
     ],
 )
