@@ -3,9 +3,10 @@
     python -m experiments.curves runs/his_mamujoco/HalfCheetah-6x1/* --out results/mamujoco
     python -m experiments.curves runs/his_mpe/*/* --out results/mpe --bounds results/mpe/bounds.json
 
-Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `runs.json` (command, commit, host and
-packages of each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 %
-bootstrap interval over seeds as a band. Prints two Markdown tables a scenario: the IQM at a few steps, single runs in
+Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `<scenario>_success.csv` (the success
+rate of every evaluation, where the task has one), `runs.json` (command, commit, host and packages of each) and
+`curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap interval
+over seeds as a band; success rates in a second row. Prints Markdown tables: the IQM at a few steps, single runs in
 brackets, and the comparison of the algorithms. Runs of a suite are told apart by their variant (experiments/suites.py).
 
 `--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
@@ -26,18 +27,31 @@ import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm
 from experiments.scores import LABELS, label_of, shown, variant_of
+from experiments.suites import task_label
 
 COLORS = dict(zip(LABELS.values(), ("tab:blue", "tab:orange", "tab:green", "tab:red")))
 MORE_COLORS = "tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
-COLUMNS = ("algorithm", "rules", "seed", "global_step", "episode", "return", "length")
-Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean return of that evaluation
+IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
+COLUMNS = {"": (*IDENTITY, "episode", "return", "length"), "_success": (*IDENTITY, "success_rate")}
+Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean over that evaluation
+Rows = dict[str, list[dict[Any, Any]]]  # scenario -> rows of a CSV file
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """config.json and the rows of eval.csv of one run folder; FileNotFoundError where one is missing."""
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], list[dict[str, Any]]]:
+    """config.json, the rows of eval.csv and the success rates of a run folder; FileNotFoundError where one is missing.
+
+    A task without a notion of success has no success rates.
+    """
     config = json.loads((folder / "config.json").read_text())
     with open(folder / "eval.csv", newline="") as file:
-        return config, list(csv.DictReader(file))
+        evaluations = list(csv.DictReader(file))
+    successes = []
+    if (folder / "metrics.jsonl").exists():
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            if '"eval/success_rate"' in line:
+                record = json.loads(line)
+                successes.append({"global_step": record["global_step"], "success_rate": record["eval/success_rate"]})
+    return config, evaluations, successes
 
 
 def identity(run: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -45,24 +59,28 @@ def identity(run: dict[str, Any]) -> tuple[str, str, str, int]:
     return run["args"]["scenario"], run["algorithm"], run["rules"], run["seed"]
 
 
-def earlier(out: Path, new: set[tuple[str, str, str, int]]) -> tuple[list[dict[str, Any]], dict[str, list[dict]]]:
-    """The runs and rows (by scenario) that `out` holds of runs that are not among `new`."""
+def earlier(out: Path, new: set[tuple[str, str, str, int]]) -> tuple[list[dict[str, Any]], dict[str, Rows]]:
+    """The runs that `out` holds beside those of `new`, and their rows in the files of each kind (see COLUMNS)."""
     path = out / "runs.json"
     runs = [run for run in json.loads(path.read_text()) if identity(run) not in new] if path.exists() else []
-    known, rows = {identity(run) for run in runs}, defaultdict(list)
+    known = {identity(run) for run in runs}
+    rows: dict[str, Rows] = {kind: defaultdict(list) for kind in COLUMNS}
     for scenario in sorted({run["args"]["scenario"] for run in runs}):
-        with open(out / f"{scenario}.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                if (scenario, row["algorithm"], row["rules"], int(row["seed"])) in known:
-                    rows[scenario].append(row)
+        for kind in COLUMNS:
+            if kind and not (out / f"{scenario}{kind}.csv").exists():
+                continue
+            with open(out / f"{scenario}{kind}.csv", newline="") as file:
+                for row in csv.DictReader(file):
+                    if (scenario, row["algorithm"], row["rules"], int(row["seed"])) in known:
+                        rows[kind][scenario].append(row)
     return runs, rows
 
 
-def curves(rows: Sequence[dict[str, Any]]) -> Curves:
-    """Curves of one scenario."""
+def curves(rows: Sequence[dict[str, Any]], key: str = "return") -> Curves:
+    """Curves of one scenario, of the column `key`."""
     returns: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for row in rows:
-        returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row["return"]))
+        returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row[key]))
     nested: Curves = defaultdict(lambda: defaultdict(dict))
     order = [*LABELS.values(), *sorted({key[0] for key in returns} - set(LABELS.values()))]
     for (algorithm, seed, step), values in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
@@ -121,16 +139,30 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def plot(scenarios: dict[str, Curves], bounds: dict[str, dict[str, float]], path: Path) -> None:
-    """A panel a scenario: thin lines for single runs, IQM and its interval as far as all of them got, bounds dashed."""
+def plot(
+    scenarios: dict[str, Curves], successes: dict[str, Curves], bounds: dict[str, dict[str, float]], path: Path
+) -> None:
+    """A panel a scenario: thin lines for single runs, IQM and its interval as far as all of them got, bounds dashed.
+
+    Where there are success rates, a second row has them. Keys: what stands above the panel.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (7.0, 4.2) if len(scenarios) == 1 else (4.6 * len(scenarios), 3.9)
-    figure, panels = plt.subplots(1, len(scenarios), figsize=size, layout="constrained", squeeze=False)
-    for axes, (scenario, nested) in zip(panels[0], scenarios.items()):
+    width, height = (7.0, 4.2) if len(scenarios) == 1 else (4.6 * len(scenarios), 3.9)
+    kinds = {"return of deterministic evaluation episodes": scenarios} | (
+        {"success rate": successes} if successes else {}
+    )
+    size = (width, height * len(kinds))
+    figure, panels = plt.subplots(len(kinds), len(scenarios), figsize=size, layout="constrained", squeeze=False)
+    cells = [(i, j, scenario) for i in range(len(kinds)) for j, scenario in enumerate(scenarios)]
+    for i, j, scenario in cells:
+        axes, nested = panels[i][j], [*kinds.values()][i].get(scenario)
+        if nested is None:
+            axes.set_visible(False)
+            continue
         others = [algorithm for algorithm in nested if algorithm not in COLORS]
         for algorithm, seeds in nested.items():
             color = COLORS.get(algorithm) or MORE_COLORS[others.index(algorithm) % len(MORE_COLORS)]
@@ -142,16 +174,71 @@ def plot(scenarios: dict[str, Curves], bounds: dict[str, dict[str, float]], path
             if len(seeds) > 1:
                 low, high = bootstrap_interval([returns], draws=2000)
                 axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
-        for policy, value in bounds.get(scenario, {}).items():
+        for policy, value in bounds.get(scenario, {}).items() if i == 0 else ():
             if policy not in ("random", "oracle"):
                 continue
             axes.axhline(value, color="black", linewidth=1, linestyle="--" if policy == "oracle" else ":", label=policy)
         axes.set(title=scenario, xlabel="environment steps")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    panels[0][0].set_ylabel("return of deterministic evaluation episodes")
+        if i:
+            axes.set_ylim(-0.03, 1.03)
+    for i, name in enumerate(kinds):
+        panels[i][0].set_ylabel(name)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+class CurvesError(Exception):
+    """Runs that cannot be collected: one line for the user."""
+
+
+def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Rows]]:
+    """What goes into runs.json, and the rows of the files of each kind (see COLUMNS), of these run folders."""
+    rows: dict[str, Rows] = {kind: defaultdict(list) for kind in COLUMNS}
+    runs = []
+    for folder in folders:
+        try:
+            config, evaluations, successes = read_run(folder)
+        except FileNotFoundError as error:
+            raise CurvesError(f"{folder} is not a run with evaluations: no {Path(error.filename).name}") from error
+        settings = config["args"]
+        if not (variant := variant_of(config)):
+            raise CurvesError(f"{folder}: neither its name nor its flags say which algorithm it is")
+        about = {"algorithm": label_of(variant.removesuffix("-isaacgym"))}
+        about |= {"rules": settings.get("rules", settings.get("sim", "")), "seed": settings["seed"]}
+        for row in evaluations:
+            rows[""][settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
+        rows["_success"][settings["scenario"]] += [about | row for row in successes]
+        finished = folder / "finished.json"
+        state = json.loads(finished.read_text()) if finished.exists() else None
+        runs.append({**about, "finished": state, **config})
+    return runs, rows
+
+
+def titles_of(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Scenario -> what it is called; CurvesError where runs of one scenario differ in the rules or the back end."""
+    titles: dict[str, str] = {}
+    for run in runs:
+        scenario, rules = run["args"]["scenario"], run["rules"]
+        title = f"{scenario} (HARL's rules)" if rules == "harl" else task_label(scenario, rules)
+        if titles.setdefault(scenario, title) != title:
+            raise CurvesError(f"{titles[scenario]} and {title} are not one task: give each its own --out")
+    return titles
+
+
+def write(out: Path, runs: Sequence[dict[str, Any]], rows: dict[str, Rows]) -> None:
+    """The CSV files and runs.json."""
+    out.mkdir(parents=True, exist_ok=True)
+    for kind, columns in COLUMNS.items():
+        for scenario, lines in rows[kind].items():
+            if not lines:
+                continue
+            with open(out / f"{scenario}{kind}.csv", "w", newline="") as file:
+                writer = csv.DictWriter(file, columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(lines)
+    (out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
 
 
 def main() -> int:
@@ -163,45 +250,32 @@ def main() -> int:
     parser.add_argument("--bounds", type=Path, help="JSON file with the returns of hand-written policies")
     args = parser.parse_args()
 
+    try:
+        runs, rows = collect(args.runs)
+        if args.add:
+            kept, kept_rows = earlier(args.out, {identity(run) for run in runs})
+            runs = kept + runs
+            for kind, scenarios in kept_rows.items():
+                for scenario, lines in scenarios.items():
+                    rows[kind][scenario] = lines + rows[kind][scenario]
+        titles = titles_of(runs)
+    except CurvesError as error:
+        print(f"curves: error: {error}", file=sys.stderr)
+        return 2
     bounds: dict[str, dict[str, float]] = {}
     if args.bounds:
-        tasks = json.loads(args.bounds.read_text())["tasks"]
-        bounds = {task: {name: policy["mean"] for name, policy in each.items()} for task, each in tasks.items()}
-    rows: dict[str, list[dict[Any, Any]]] = defaultdict(list)
-    runs = []
-    for folder in args.runs:
-        try:
-            config, evaluations = read_run(folder)
-        except FileNotFoundError as error:
-            name = Path(error.filename).name
-            print(f"curves: error: {folder} is not a run with evaluations: no {name}", file=sys.stderr)
-            return 2
-        settings = config["args"]
-        if not (variant := variant_of(config)):
-            print(f"curves: error: {folder}: neither its name nor its flags say which algorithm it is", file=sys.stderr)
-            return 2
-        about = {"algorithm": label_of(variant), "rules": settings.get("rules", ""), "seed": settings["seed"]}
-        for row in evaluations:
-            rows[settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
-        finished = folder / "finished.json"
-        state = json.loads(finished.read_text()) if finished.exists() else None
-        runs.append({**about, "finished": state, **config})
-    if args.add:
-        kept, kept_rows = earlier(args.out, {identity(run) for run in runs})
-        runs = kept + runs
-        for scenario, episodes in kept_rows.items():
-            rows[scenario] = episodes + rows[scenario]
-    args.out.mkdir(parents=True, exist_ok=True)
-    for scenario, episodes in rows.items():
-        with open(args.out / f"{scenario}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(episodes)
-    (args.out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n")
-    scenarios = {scenario: curves(rows[scenario]) for scenario in sorted(rows)}
-    plot(scenarios, bounds, args.out / "curves.png")
-    for scenario, nested in scenarios.items():
-        print(f"\n{scenario}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(scenario, {}))}")
+        tasks = json.loads(args.bounds.read_text())["tasks"].items()
+        bounds = {
+            titles.get(task, task): {name: policy["mean"] for name, policy in each.items()} for task, each in tasks
+        }
+    write(args.out, runs, rows)
+    returns = {titles[scenario]: curves(lines) for scenario, lines in sorted(rows[""].items())}
+    rates = {titles[s]: curves(lines, "success_rate") for s, lines in sorted(rows["_success"].items()) if lines}
+    plot(returns, rates, bounds, args.out / "curves.png")
+    for title, nested in returns.items():
+        print(f"\n{title}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(title, {}))}")
+        if title in rates:
+            print(f"\n{title}: success rate\n\n{table(rates[title], args.steps)}")
     return 0
 
 

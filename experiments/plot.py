@@ -46,7 +46,7 @@ from experiments.scores import (
     steps_interval,
     steps_to,
 )
-from experiments.suites import SUITES, Suite
+from experiments.suites import SUITES, Suite, task_label
 
 Rows = list[dict[str, Any]]
 ALL = "all tasks"
@@ -110,7 +110,7 @@ def wanted(suite: Suite, tasks: Sequence[str] | None, variants: Sequence[str] | 
 
 def panel_of(task: str, variant: str) -> str:
     """What stands above a panel: the task, or what is compared apart from it."""
-    return f"{task} ({APART[variant]})" if variant in APART else task
+    return f"{task_label(task)} ({APART[variant]})" if variant in APART else task_label(task)
 
 
 def load(cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path]) -> list[Curve]:
@@ -151,7 +151,7 @@ def missing(cases: Sequence[Wanted], curves: Sequence[Curve]) -> Rows:
         absent = sorted(set(case.seeds) - {c.seed for c in mine})[: max(len(case.seeds) - len(mine), 0)]
         if done < len(case.seeds) or begun:
             rows.append(
-                {"task": case.task, "variant": case.variant, "seeds": len(case.seeds), "finished": done}
+                {"task": panel, "variant": case.variant, "seeds": len(case.seeds), "finished": done}
                 | {"unfinished": "; ".join(begun), "no_evaluation": " ".join(map(str, absent))}
             )
     return rows

@@ -26,7 +26,7 @@ from experiments import cost
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.processes import ROOT
 from experiments.scores import Curve, final, from_results, last_half, shown, steps_to, variant_of
-from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of
+from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of, task_label
 
 MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
 SINGLE = 1.25  # factor that a comparison of two single measurements must exceed
@@ -312,10 +312,12 @@ def section(number: int, claim: Claim, cells: Sequence[Cell], wanted: int, total
         lines += ["| task | pair | runs | at step | outcome | |", "|---|---|---|---|---|---|"]
         for cell in cells:
             budget = f"{cell.steps:,} of {TASKS[cell.task].steps:,}" if cell.steps else ""
-            lines.append(f"| {cell.task} | {cell.pair} | {cell.runs} | {budget} | {cell.outcome} | {cell.said} |")
+            lines.append(
+                f"| {task_label(cell.task)} | {cell.pair} | {cell.runs} | {budget} | {cell.outcome} | {cell.said} |"
+            )
         lines.append("")
     if len(cells) < wanted:
-        where = ", ".join(claim.tasks) if len(claim.tasks) < 5 else f"the {len(claim.tasks)} tasks"
+        where = ", ".join(map(task_label, claim.tasks)) if len(claim.tasks) < 5 else f"the {len(claim.tasks)} tasks"
         pairs = f"of {claim.ours} against {', '.join(claim.others)} on {where}"
         lines += [f"{wanted - len(cells)} of {wanted} comparisons {pairs} have no runs yet.", ""]
     lines.append(f"**{verdict}**")
@@ -343,7 +345,14 @@ def runs_table(evidence: Evidence) -> str:
         words = shlex.split(run["command"])
         if "--seed" in words:
             words[words.index("--seed") + 1] = "S"
-        key = run["args"]["scenario"], variant_of(run), steps, run["git_commit"][:7], shlex.join(words)
+        args = run["args"]
+        key = (
+            task_label(args["scenario"], args.get("sim", "mujoco")),
+            variant_of(run),
+            steps,
+            run["git_commit"][:7],
+            shlex.join(words),
+        )
         groups.setdefault(key, []).append(str(run["seed"]))
     lines = ["| task | variant | seeds S | steps | commit | command |", "|---|---|---|---|---|---|"]
     for (task, variant, steps, commit, words), seeds in groups.items():
@@ -361,7 +370,7 @@ def figures_table(evidence: Evidence) -> str:
         done: dict[str, list[str]] = {}
         for (task, variant), curves in evidence.curves.items():
             if (task, variant) in cells:
-                short = f"{task} to step {min(int(curve.steps[-1]) for curve in curves):,}"
+                short = f"{task_label(task)} to step {min(int(curve.steps[-1]) for curve in curves):,}"
                 done.setdefault(short, []).append(f"{variant} ({len(curves)})")
         ours = "; ".join(f"{task}: {', '.join(variants)}" for task, variants in done.items()) or "nothing"
         full = price(runs, evidence.rates)

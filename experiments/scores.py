@@ -38,11 +38,16 @@ class Curve:
 
 # ---- which variant a run is ------------------------------------------------------------------------------------------
 def variant_of(config: Mapping[str, Any]) -> str:
-    """The suites' name for a run, from its config.json.
+    """The suites' name for a run, from its config.json; with -isaacgym, which no suite has, for one of that back end.
 
     The run's name, where that is a variant whose settings the run has (the runner of suites names runs so); otherwise
     what its script and flags say; "" where they say nothing.
     """
+    variant = _port_variant(config)
+    return f"{variant}-isaacgym" if variant and config["args"].get("sim") == "isaacgym" else variant
+
+
+def _port_variant(config: Mapping[str, Any]) -> str:
     args = config["args"]
     name, task = args.get("run_name", ""), args["scenario"]
     if name in VARIANTS and _has(args, name, task):

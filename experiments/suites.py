@@ -42,6 +42,16 @@ TASKS: dict[str, Task] = {
 }
 
 
+def task_label(task: str, sim: str = "mujoco") -> str:
+    """What a task is called in plots and tables: BiDexMJ/<task> for our port of Bi-DexHands, which is not the original.
+
+    `sim`: the back end of the run; what ran in Isaac Gym is BiDexHands/<task> (docs/bidexhands.md).
+    """
+    if task not in BIDEXHANDS:
+        return task
+    return f"{'BiDexHands' if sim == 'isaacgym' else 'BiDexMJ'}/{task}"
+
+
 # ---- variants --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Variant:

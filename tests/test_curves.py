@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import imageio.v3 as imageio
 import pytest
 
 from experiments import curves
@@ -96,3 +97,40 @@ def test_a_folder_that_is_no_run_is_named(
     monkeypatch.setattr("sys.argv", ["curves", str(tmp_path), "--out", str(tmp_path / "out")])
     assert curves.main() == 2
     assert "no config.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def make_hands_run(folder: Path, sim: str, rates: dict[int, float]) -> Path:
+    make_run(folder, "his", 1, {step: [step / 100] for step in rates})
+    config = json.loads((folder / "config.json").read_text())
+    config["args"] |= {"scenario": "ShadowHandOver", "sim": sim}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [{"global_step": 50, "charts/SPS": 1.0}]
+    lines += [{"global_step": step, "eval/success_rate": rate} for step, rate in rates.items()]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_success_rates_and_the_name_of_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A task with success has a file, a table and a second row of panels; the port never bears the original's name."""
+    port = make_hands_run(tmp_path / "port", "mujoco", {100: 0.25, 200: 0.75})
+    out = tmp_path / "out"
+    printed = run_curves(monkeypatch, capsys, port, "--out", out, "--steps", 100, 200)
+    head, _, success = printed.partition("BiDexMJ/ShadowHandOver: success rate")
+    assert head.startswith("\nBiDexMJ/ShadowHandOver\n") and "| HIS | **0.25** (0.25) | **0.75** (0.75) |" in success
+    with open(out / "ShadowHandOver_success.csv", newline="") as file:
+        rows = [(row["seed"], row["global_step"], row["success_rate"]) for row in csv.DictReader(file)]
+    assert rows == [("1", "100", "0.25"), ("1", "200", "0.75")]
+    height, width = imageio.imread(out / "curves.png").shape[:2]
+    assert height > width  # returns above, success rates below
+    again = run_curves(monkeypatch, capsys, make_run(tmp_path / "b", "none", 2, {100: [1.0]}), "--out", out, "--add")
+    assert "BiDexMJ/ShadowHandOver: success rate" in again  # kept
+
+    original = make_hands_run(tmp_path / "original", "isaacgym", {100: 1.0})
+    printed = run_curves(monkeypatch, capsys, original, "--out", tmp_path / "isaac")
+    assert "\nBiDexHands/ShadowHandOver\n" in printed and "BiDexMJ" not in printed
+    monkeypatch.setattr("sys.argv", ["curves", str(original), "--out", str(out), "--add"])
+    before = (out / "ShadowHandOver.csv").read_text()
+    assert curves.main() == 2 and (out / "ShadowHandOver.csv").read_text() == before
+    assert "BiDexMJ/ShadowHandOver and BiDexHands/ShadowHandOver are not one task" in capsys.readouterr().err

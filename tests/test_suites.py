@@ -10,7 +10,9 @@ import his_mamujoco
 import his_mpe
 from common import bidexhands, cli, mamujoco, mpe
 from experiments import suites
-from experiments.suites import SUITES, TASKS, VARIANTS, expand, flags, schedule
+from experiments.plot import panel_of
+from experiments.scores import variant_of
+from experiments.suites import SUITES, TASKS, VARIANTS, expand, flags, schedule, task_label
 
 SCRIPTS = {"his_mpe.py": his_mpe, "his_mamujoco.py": his_mamujoco, "his_bidexhands.py": his_bidexhands}
 OF_BENCHMARK = {"mpe": his_mpe, "mamujoco": his_mamujoco, "bidexhands": his_bidexhands}
@@ -346,3 +348,14 @@ def test_a_smoke_suite_has_every_task_and_variant_once(name: str) -> None:
     for run in runs:
         own = {key: value for key, value in run.settings.items() if key not in smoke}
         assert own == suites.settings_of(run.variant, run.scenario)
+
+
+def test_the_port_of_the_hands_is_never_called_the_original() -> None:
+    """In plots and tables; `sim` is the back end of a run."""
+    assert task_label("ShadowHandPen") == panel_of("ShadowHandPen", "his") == "BiDexMJ/ShadowHandPen"
+    assert task_label("ShadowHandPen", "isaacgym") == "BiDexHands/ShadowHandPen"
+    assert task_label("Ant-4x2") == "Ant-4x2" and panel_of("simple_spread", "his-harl-rules").endswith("(HARL rules)")
+    run = {"args": {"scenario": "ShadowHandPen", "credit": "his", "seed": 1, "sim": "mujoco", "run_name": ""}}
+    assert variant_of(run) == "his"
+    run["args"]["sim"] = "isaacgym"
+    assert variant_of(run) == "his-isaacgym"
