@@ -264,10 +264,8 @@ def main() -> int:
         return 2
     bounds: dict[str, dict[str, float]] = {}
     if args.bounds:
-        tasks = json.loads(args.bounds.read_text())["tasks"].items()
-        bounds = {
-            titles.get(task, task): {name: policy["mean"] for name, policy in each.items()} for task, each in tasks
-        }
+        for task, policies in json.loads(args.bounds.read_text())["tasks"].items():
+            bounds[titles.get(task) or task] = {name: policy["mean"] for name, policy in policies.items()}
     write(args.out, runs, rows)
     returns = {titles[scenario]: curves(lines) for scenario, lines in sorted(rows[""].items())}
     rates = {titles[s]: curves(lines, "success_rate") for s, lines in sorted(rows["_success"].items()) if lines}
