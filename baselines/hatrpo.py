@@ -572,7 +572,7 @@ class Learner:
     def decay(self) -> None:
         """The step sizes of this round: the first has the full ones, after the last they would be 0."""
         args = self.args
-        rounds = args.total_timesteps // (args.num_envs * args.rollout_steps)
+        rounds = max(args.total_timesteps // (args.num_envs * args.rollout_steps), 1)
         for optimizer in (*self.actor_optimizers, self.critic_optimizer):
             group = optimizer.param_groups[0]
             group.setdefault("initial_lr", group["lr"])

@@ -219,10 +219,9 @@ def to_tensors(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tenso
 
 # ---- networks --------------------------------------------------------------------------------------------------------
 def linear(inputs: int, outputs: int, gain: float) -> nn.Linear:
-    """A linear layer with orthogonal weights and zero biases."""
+    """A linear layer with orthogonal weights and PyTorch's biases."""  # DIFFERS: the algorithm
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
     return layer
 
 

@@ -104,6 +104,10 @@ def check(args: BenchmarkArgs) -> None:
             if benchmark != args.benchmark and value != getattr(default, field):
                 flag = field.replace("_", "-")
                 raise cli.UsageError(f"--{flag} {value}: {args.scenario} is not of --benchmark {benchmark}")
+    if args.isaac_done_semantics and (time_limits := getattr(args, "time_limits", "terminate")) != "terminate":
+        raise cli.UsageError(
+            f"--time-limits {time_limits}: with --isaac-done-semantics every end is a termination, time limits too"
+        )
 
 
 def check_origin(folder: str, script: str) -> None:

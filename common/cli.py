@@ -189,9 +189,11 @@ def _check_unchanged(base: Any, args: Any, changeable: Sequence[str], folder: st
 
 
 def check_limits(args: Any, limits: dict[str, tuple[float | None, float | None]]) -> None:
-    """UsageError for the first number of a dataclass that is not finite or outside its inclusive bounds."""
+    """UsageError for the first number of a dataclass that is not finite or outside its inclusive bounds, or none."""
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
+        if value == ():
+            raise UsageError(f"{_flag(field.name)}: must be given at least one value")
         low, high = limits.get(field.name, (None, None))
         if low is not None and high is not None:
             allowed = f"between {low} and {high}"

@@ -285,6 +285,15 @@ def test_step_sizes_fall_linearly(name: str) -> None:
     assert name == "hatrpo" or [rate[0] for rate in rates] == pytest.approx([5e-4, 3.75e-4, 2.5e-4, 1.25e-4])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_below_one_rollout_has_the_full_step_size(name: str) -> None:
+    module, env = SCRIPTS[name], Errand(6)
+    args = small_args(module, lr_decay=True, total_timesteps=10, critic_lr=1e-3)
+    learner = module.Learner(env, Streams(0, CPU), args, CPU)
+    learner.update(random_rollout(module, env, args, 0))
+    assert learner.critic_optimizer.param_groups[0]["lr"] == 1e-3
+
+
 # ---- HATRPO's trust region
 
 

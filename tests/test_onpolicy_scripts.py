@@ -144,6 +144,11 @@ def test_a_benchmark_or_a_scenario_is_enough(name: str) -> None:
         (["--hidden-sizes", "8", "x", "8"], ["--hidden-sizes 8 x 8", "whole number"]),
         (["--hidden-sizes", "8", "8", "8", "--seed", "x"], ["--seed x", "whole number"]),
         (["--hidden-sizes", "8", "0"], ["--hidden-sizes 8 0", "at least 1"]),
+        (["--hidden-sizes"], ["--hidden-sizes:", "at least one"]),
+        (
+            ["--scenario", "ShadowHandOver", "--isaac-done-semantics", "--time-limits", "mask"],
+            ["--time-limits mask", "--isaac-done-semantics"],
+        ),
         (["--gae-lambda", "1.5"], ["--gae-lambda 1.5", "between 0 and 1"]),
         (["--time-limits", "ignore"], ["--time-limits ignore", "mask", "terminate", "bootstrap"]),
     ],
