@@ -234,8 +234,10 @@ def _cgroup_limits(table: Path = Path("/proc/self/cgroup"), mount: Path = Path("
 
 
 class StopSignal:
-    """Context manager: the first SIGTERM or SIGINT is only noted, the second ends the process at once.
+    """Context manager: SIGTERM and SIGINT are only noted, but a SIGINT after either ends the process at once.
 
+    That is a person's second Ctrl-C; a second SIGTERM comes from programs that do not know of the first, and must not
+    cost the checkpoint.
     Poll `received`; leave with `exit_status` (143 or 130). Outside the main thread it does nothing.
     """
 
@@ -265,8 +267,10 @@ class StopSignal:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received:
-            os._exit(128 + signum)
+            if signum == signal.SIGINT:
+                os._exit(128 + signum)
+            return
         self.signum = signum
         name = signal.Signals(signum).name
         # Not print: the signal may have come in the middle of a print, and buffered files are not re-entrant.
-        os.write(2, f"\n{name} received: saving a checkpoint, send it again to stop at once\n".encode())
+        os.write(2, f"\n{name} received: saving a checkpoint; Ctrl-C (SIGINT) from now on stops at once\n".encode())

@@ -7,7 +7,6 @@ what else runs on it. A ratio of two threads needs two free cores: where none is
 allows says something.
 """
 
-import argparse
 import os
 import statistics
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, tasks
+from experiments.command_line import Parser
 
 
 def rate(env: BiDexHandsVecEnv, actions: list[list[np.ndarray]]) -> float:
@@ -56,7 +56,7 @@ def shares(env: BiDexHandsVecEnv, actions: list[list[np.ndarray]]) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rate of Bi-DexHands on MuJoCo")
+    parser = Parser("experiments.bidex_speed", "rate of Bi-DexHands on MuJoCo")
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="ShadowHandOver")
     parser.add_argument("--num-envs", type=int, default=20, help="environments stepped together")
     parser.add_argument("--threads", type=int, default=2, help="threads to compare with one")

@@ -7,11 +7,10 @@ logs (`dataset/*/ppo`, 8 steps an iteration, initial deviation 0.8) report while
 what `base_force_scale` was calibrated with.
 """
 
-import argparse
-
 import numpy as np
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv
+from experiments.command_line import Parser
 
 WINDOWS = (16, 24, 32, 40, 56, 80)  # steps
 # Of the original, iterations 1, 2, 3, 4 (16 to 40 steps) and later; CatchAbreast logs lie between iterations.
@@ -54,7 +53,7 @@ def windows(scenario: str, num_envs: int, scale: float) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="untrained behaviour of Bi-DexHands on MuJoCo")
+    parser = Parser("experiments.bidex_untrained", "untrained behaviour of Bi-DexHands on MuJoCo")
     parser.add_argument("--num-envs", type=int, default=150)
     parser.add_argument("--base-force-scale", type=float, default=0.25)
     args = parser.parse_args()

@@ -28,6 +28,7 @@ COST_FREE = frozenset(
     "total_timesteps eval_every log_every save_every warmup_steps".split()
 )
 PAPER_NUM_ENVS = {"mpe": 20, "mamujoco": 10, "bidexhands": 20}
+HANDS_ON_POLICY_ENVS = 256
 MIN_SHARE = 0.05  # of its steps that a run must have trained before its rate replaces a calibration
 
 
@@ -72,6 +73,8 @@ def calibration_of(run: Run) -> Run:
     variant = VARIANTS[run.variant]
     envs = run.settings.get("num_envs") or variant.num_envs or PAPER_NUM_ENVS[TASKS[run.scenario].benchmark]
     length: dict[str, Any] = dict(total_timesteps=20_000, log_every=4_000)
+    if TASKS[run.scenario].benchmark == "bidexhands":  # a rollout of their presets is as long as all of that
+        length = dict(rollout_steps=20, total_timesteps=100 * HANDS_ON_POLICY_ENVS, log_every=4_000)
     if variant.off_policy:
         # Rounds end at 1000 + 4 E k; lines fall due at 1000 + 25 E and 1000 + 50 E, come with updates 28 and 52, and
         # only the last two updates before a line are slowed by its diagnostics.

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -24,31 +23,14 @@ from tqdm import tqdm
 from common import cli
 from common.shapley import MAX_EXACT_AGENTS
 from common.vecenv import NonFiniteError, RenderError
+from experiments.command_line import Parser, whole
 
 PROG = "experiments.credit_view"
 
 
-class Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise cli.UsageError(message)
-
-
-def whole(word: str, low: int) -> int:
-    """A whole number of at least `low`."""
-    try:
-        number = int(word)
-    except ValueError:
-        number = low - 1
-    if number < low:
-        raise argparse.ArgumentTypeError(f"{word}: must be a whole number, at least {low}")
-    return number
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `cli.UsageError` for a mistake."""
-    parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROG, __doc__, cli.UsageError)
     positive, zero_or_more = partial(whole, low=1), partial(whole, low=0)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--episodes", type=positive, default=1, help="deterministic episodes to show")

@@ -14,7 +14,6 @@ or on several days come together. `--bounds` names a JSON file {"tasks": {scenar
 and "oracle" become lines of the plot.
 """
 
-import argparse
 import csv
 import json
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm
+from experiments.command_line import Parser
 from experiments.scores import LABELS, label_of, shown, variant_of
 from experiments.suites import task_label
 
@@ -242,7 +242,7 @@ def write(out: Path, runs: Sequence[dict[str, Any]], rows: dict[str, Rows]) -> N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.curves", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of a table")

@@ -9,7 +9,6 @@ else runs on it; the ratio hardly does.
 # pyright: reportAttributeAccessIssue=false
 # (MuJoCo's compiled modules carry no type information)
 
-import argparse
 import statistics
 import time
 
@@ -19,6 +18,7 @@ import numpy as np
 from common import mpe
 from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
 from common.vecenv import VecEnv
+from experiments.command_line import Parser
 
 
 def bare_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def env_rate(env: VecEnv, actions: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rate of a vector environment relative to what it replaces")
+    parser = Parser("experiments.env_speed", "rate of a vector environment relative to what it replaces")
     parser.add_argument("--benchmark", default="mamujoco", choices=("mamujoco", "mpe"))
     parser.add_argument("--scenario", choices=(*SCENARIOS, *mpe.SCENARIOS), help="HalfCheetah-6x1 or simple_spread")
     parser.add_argument("--num-envs", type=int, help="environments stepped together (10 or 20)")

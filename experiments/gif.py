@@ -4,14 +4,16 @@ python -m experiments.gif RUN_FOLDER/videos/evaluate_300000.mp4 gait.gif
 python -m experiments.gif RUN_FOLDER/videos/evaluate_300000.mp4 gait.png --strip 8 --seconds 3
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw
+
+from experiments.command_line import Parser, positive, whole
 
 
 def pictures(video: Path, seconds: float, size: int) -> Iterator[Image.Image]:
@@ -24,7 +26,7 @@ def pictures(video: Path, seconds: float, size: int) -> Iterator[Image.Image]:
         yield picture.resize((size, round(size * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 
-def write_gif(video: Path, gif: Path, seconds: float, fps: int, size: int, colors: int) -> int:
+def write_gif(video: Path, gif: Path, seconds: float, fps: float, size: int, colors: int) -> int:
     """Write `gif` with `fps` frames/s; returns the number of frames."""
     rate = imageio.immeta(video, plugin="FFMPEG")["fps"]
     stride = max(1, round(rate / fps))
@@ -53,19 +55,27 @@ def write_strip(video: Path, path: Path, seconds: float, count: int, size: int, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.gif", __doc__)
     parser.add_argument("video", type=Path)
     parser.add_argument("picture", type=Path, help="GIF; with --strip PNG or JPEG")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the episode, from its start")
-    parser.add_argument("--size", type=int, default=240, help="width of a frame in pixels")
-    parser.add_argument("--fps", type=int, default=10, help="of the GIF")
-    parser.add_argument("--colors", type=int, default=32, help="of the GIF")
-    parser.add_argument("--strip", type=int, default=0, metavar="FRAMES", help="so many frames side by side, no GIF")
-    parser.add_argument("--columns", type=int, default=8, help="frames in a row of the strip")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="of the episode, from its start")
+    parser.add_argument("--size", type=partial(whole, low=1), default=240, help="width of a frame in pixels")
+    parser.add_argument("--fps", type=positive, default=10, help="of the GIF")
+    parser.add_argument("--colors", type=partial(whole, low=2), default=32, help="of the GIF")
+    parser.add_argument(
+        "--strip", type=partial(whole, low=0), default=0, metavar="FRAMES", help="so many frames side by side, no GIF"
+    )
+    parser.add_argument("--columns", type=partial(whole, low=1), default=8, help="frames in a row of the strip")
     args = parser.parse_args()
     if not args.video.is_file():
-        print(f"gif: error: there is no video {args.video}; --capture-video makes one", file=sys.stderr)
-        return 2
+        parser.error(f"there is no video {args.video}; --capture-video makes one")
+    kinds = (".png", ".jpg", ".jpeg") if args.strip else (".gif",)
+    if args.picture.suffix.lower() not in kinds:
+        parser.error(f"{args.picture}: its name must end in {' or '.join(kinds)}")
+    try:
+        imageio.immeta(args.video, plugin="FFMPEG")
+    except OSError:
+        parser.error(f"{args.video} cannot be read as a video")
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     if args.strip:
         frames = write_strip(args.video, args.picture, args.seconds, args.strip, args.size, args.columns)

@@ -87,6 +87,8 @@ class LocalPool:
 
     def stop(self) -> None:
         """Ask all processes to save and end; nothing is started any more."""
+        if self.stopping:
+            return
         self.stopping = True
         for job in self.jobs:
             if job.process is not None:

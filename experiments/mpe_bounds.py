@@ -9,7 +9,6 @@ simple_speaker_listener tests/test_mpe.py compares it with the optimum found by 
 Prints mean return (the sum over agents and steps) and its standard error, and writes them as JSON.
 """
 
-import argparse
 import itertools
 import json
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 
 from common.mpe import SCENARIOS, MPEVecEnv
 from common.runlog import describe
+from experiments.command_line import Parser
 
 STEP, DRAG, MAX_PUSH = 0.1, 0.75, 0.5  # seconds, velocity kept in a step, largest change of velocity in a step
 Policy = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
@@ -126,7 +126,7 @@ def measure(scenario: str, episodes: int, rules: str) -> dict[str, dict[str, flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.mpe_bounds", __doc__)
     parser.add_argument("--episodes", type=int, default=5000, help="episodes of each policy and task")
     parser.add_argument("--rules", choices=("mpe2", "harl"), default="mpe2")
     parser.add_argument("--json", type=Path, help="file to write")

@@ -29,7 +29,7 @@ import numpy as np
 
 from common.stats import bootstrap_interval, improvement_interval, iqm, performance_profile
 from experiments import folders
-from experiments.run import Parser
+from experiments.command_line import Parser
 from experiments.scores import (
     SCORES,
     Cells,
@@ -59,8 +59,7 @@ THRESHOLDS = np.linspace(0, 1, 101)
 # ---- command line ----------------------------------------------------------------------------------------------------
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; SuiteError for a value that cannot be."""
-    parser = Parser("experiments.plot", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("experiments.plot", __doc__, folders.SuiteError)
     parser.add_argument("suite", metavar="SUITE", help="a suite of experiments.run")
     parser.add_argument("--runs-dir", type=Path, help="parent of the run folders (default: runs/suites/SUITE)")
     parser.add_argument("--results", type=Path, nargs="+", default=[], help="folders of experiments.curves to add")

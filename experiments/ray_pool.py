@@ -29,7 +29,7 @@ def connect(address: str) -> int:
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise folders.SuiteError("--backend ray: pip install 'his-marl[ray]' (no package ray)") from error
+        raise folders.SuiteError("--backend ray: pip install -e '.[ray]' (no package ray)") from error
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")

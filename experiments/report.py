@@ -7,7 +7,6 @@ results/update_speed.json. The table of docs/reproduce.md is written too, betwee
 `experiments.curves` has added runs; a test compares both files with what it would write.
 """
 
-import argparse
 import dataclasses
 import json
 import re
@@ -24,6 +23,7 @@ import numpy as np
 from common.stats import bootstrap_interval, difference_interval, improvement_interval, iqm
 from experiments import cost
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
+from experiments.command_line import Parser
 from experiments.processes import ROOT
 from experiments.scores import Curve, final, from_results, last_half, shown, steps_to, variant_of
 from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of, task_label
@@ -396,7 +396,7 @@ def written(root: Path) -> dict[Path, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("experiments.report", __doc__)
     parser.parse_args()
     try:
         texts = written(ROOT)

@@ -23,10 +23,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from common.provenance import cpu_model, git_commit
 from experiments import cost, folders, slurm
+from experiments.command_line import Parser
 from experiments.local import Job, LocalPool
 from experiments.processes import ROOT
 from experiments.ray_pool import RayPool, connect
@@ -37,21 +38,13 @@ OWN_FLAGS = {"scenario", "seed", "runs_dir", "run_name", "resume", "evaluate"}
 
 
 # ---- command line ----------------------------------------------------------------------------------------------------
-class Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise folders.SuiteError(message)
-
-
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The runner's arguments, and what stands behind `--`: flags for every script."""
     words = list(argv)
     split = words.index("--") if "--" in words else len(words)
     listing = "\n".join(f"  {name:22}{suite.title}" for name, suite in SUITES.items() if not suite.smoke)
     epilog = f"suites:\n{listing}\n  smoke-<suite>         the same as tiny runs; takes minutes"
-    parser = Parser("experiments.run", description=__doc__, epilog=epilog)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser("experiments.run", __doc__, folders.SuiteError, epilog)
     parser.add_argument("suite", metavar="SUITE", help="one of the suites below")
     parser.add_argument(
         "--workers", type=int, help="runs at a time (default: all cores, of this machine or the cluster)"
@@ -364,7 +357,7 @@ def conclude(suite: Suite, pool: LocalPool, board: Board) -> int:
         board.say(f"failed: {job.run.name}: {job.note} (log: {pool.log_of(job.run)})")
     if pool.refusal:
         return 2
-    if suite.check and not failed:
+    if suite.check and count.keys() == {"finished"}:
         lines = []
         for job in pool.jobs:
             assert job.folder is not None

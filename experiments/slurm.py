@@ -117,7 +117,7 @@ def submit(
     try:
         import submitit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise folders.SuiteError("--backend slurm: pip install 'his-marl[slurm]' (no package submitit)") from error
+        raise folders.SuiteError("--backend slurm: pip install -e '.[slurm]' (no package submitit)") from error
     place = runs_dir / "slurm"
     record = place / "submitted.json"
     waiting = queued(record)

@@ -223,6 +223,7 @@ SMOKE: Settings = dict(num_envs=4, eval_every=200, eval_episodes=2, eval_envs=2,
 SMOKE_OFF_POLICY: Settings = dict(
     warmup_steps=100, train_interval=5, batch_size=32, hidden_sizes=(32, 32), buffer_size=1000
 )
+SMOKE_ON_POLICY: Settings = dict(rollout_steps=20, hidden_sizes=(32, 32))
 SUITES: dict[str, Suite] = _FULL | {f"smoke-{name}": _smoke(s) for name, s in _FULL.items() if not s.check}
 
 
@@ -316,7 +317,7 @@ def _lengths(suite: Suite, group: Group, task: str, variant: str, scale: float) 
     if suite.check:  # only what config.json then says counts
         return {"total_timesteps": 1, "eval_episodes": 1, "eval_envs": 1}
     if suite.smoke:
-        return {"total_timesteps": SMOKE_STEPS, **SMOKE, **(SMOKE_OFF_POLICY if off_policy else {})}
+        return {"total_timesteps": SMOKE_STEPS, **SMOKE, **(SMOKE_OFF_POLICY if off_policy else SMOKE_ON_POLICY)}
     steps = TASKS[task].steps if group.steps is None else group.steps
     return schedule(max(round(steps * scale / 1000), 1) * 1000, off_policy)
 

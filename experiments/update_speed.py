@@ -29,6 +29,7 @@ from common.mamujoco import SCENARIOS
 from common.streams import Streams
 from common.vecenv import VecEnv
 from experiments import harl_driver
+from experiments.command_line import Parser
 
 # Experiments start scripts as processes and import none, except here: variants can only be timed in turns within one
 # process, so the functions below import his_mamujoco when they run.
@@ -256,7 +257,7 @@ def table(scenario: str, result: dict[str, Any]) -> str:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="experiments.update_speed", description="milliseconds of one update")
+    parser = Parser("experiments.update_speed", "milliseconds of one update")
     parser.add_argument("--scenarios", nargs="+", default=["HalfCheetah-2x3", "HalfCheetah-6x1", "Ant-8x1"])
     parser.add_argument("--rounds", type=int, default=15, help="rounds; each measures every update once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")

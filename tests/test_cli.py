@@ -204,9 +204,12 @@ raise SystemExit(stop.exit_status)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("twice", [False, True])
-def test_first_signal_is_noted_second_ends(signum: signal.Signals, status: int, twice: bool) -> None:
-    command = [sys.executable, "-c", WAITER, "60" if twice else "0"]
+@pytest.mark.parametrize("second", [None, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noted_and_only_ctrl_c_after_it_ends(
+    signum: signal.Signals, status: int, second: signal.Signals | None
+) -> None:
+    at_once = second == signal.SIGINT
+    command = [sys.executable, "-c", WAITER, "60" if at_once else "0.5"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -214,11 +217,11 @@ def test_first_signal_is_noted_second_ends(signum: signal.Signals, status: int, 
         process.send_signal(signum)
         assert process.stdout.readline() == "noted\n"
         sent = time.monotonic()
-        if twice:
-            process.send_signal(signum)
-        assert process.wait(timeout=30) == status and time.monotonic() - sent < 20
+        if second is not None:
+            process.send_signal(second)
+        assert process.wait(timeout=30) == (130 if at_once else status) and time.monotonic() - sent < 20
         assert process.stderr.read().split("\n") == [
-            *("", f"{signum.name} received: saving a checkpoint, send it again to stop at once", "")
+            *("", f"{signum.name} received: saving a checkpoint; Ctrl-C (SIGINT) from now on stops at once", "")
         ]
 
 

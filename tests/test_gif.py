@@ -40,6 +40,30 @@ def test_gif_keeps_the_pace(video: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert frames[14].mean() == pytest.approx(6 * 28, abs=8)
 
 
-def test_a_missing_video_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    assert run(monkeypatch, tmp_path / "no.mp4", tmp_path / "a.gif") == 2
-    assert "no.mp4" in capsys.readouterr().err and not (tmp_path / "a.gif").exists()
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["no.mp4", "a.gif"], "there is no video"),
+        (["text.mp4", "a.gif"], "text.mp4 cannot be read as a video"),
+        (["video.mp4", "a.png"], "a.png: its name must end in .gif"),
+        (["video.mp4", "a.gif", "--strip", "3"], "a.gif: its name must end in .png"),
+        (["video.mp4", "a.gif", "--fps", "0"], "--fps: 0: must be a number above 0"),
+        (["video.mp4", "a.gif", "--seconds", "0"], "--seconds: 0: must be a number above 0"),
+        (["video.mp4", "a.gif", "--col", "8"], "unrecognized arguments: --col 8"),
+    ],
+)
+def test_mistakes_are_one_line(
+    argv: list[str],
+    words: str,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *argv)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and words in lines[0], lines
+    assert not (tmp_path / argv[1]).exists()

@@ -344,10 +344,12 @@ def test_a_smoke_suite_has_every_task_and_variant_once(name: str) -> None:
     runs = expand(SUITES[name])
     assert sorted((r.scenario, r.variant) for r in runs) == sorted({(r.scenario, r.variant) for r in full})
     assert {run.total_steps for run in runs} == {400}
-    smoke = {**suites.SMOKE, **suites.SMOKE_OFF_POLICY, "total_timesteps": 400}
+    smoke = {**suites.SMOKE, **suites.SMOKE_OFF_POLICY, **suites.SMOKE_ON_POLICY, "total_timesteps": 400}
     for run in runs:
         own = {key: value for key, value in run.settings.items() if key not in smoke}
         assert own == suites.settings_of(run.variant, run.scenario)
+        if not suites.VARIANTS[run.variant].off_policy:  # else nothing would be learnt in it
+            assert run.settings["rollout_steps"] * run.settings["num_envs"] <= 100
 
 
 def test_the_port_of_the_hands_is_never_called_the_original() -> None:
