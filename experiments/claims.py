@@ -15,7 +15,8 @@ Measure = Literal["final", "last half", "unsteadiness"]
 
 @dataclass(frozen=True)
 class Ahead:
-    """The 95 % interval of the difference of the IQMs is above 0 (below 0 for unsteadiness)."""
+    """The 95 % interval of the difference of the IQMs is above 0; for unsteadiness, the standard deviation of the
+    evaluations in the second half about a straight line, below 0."""
 
     measure: Measure = "final"
 
@@ -27,7 +28,8 @@ class Sooner:
 
 @dataclass(frozen=True)
 class Fails:
-    """The other ends below a fifth of the way from the first evaluation to where HIS ends; so does its interval."""
+    """The other ends below a fifth of the way from the first evaluation to where HIS ends, and so does its interval;
+    HIS itself ends above its first evaluation."""
 
     share: float = 0.2
 

@@ -4,18 +4,23 @@
     python -m experiments.curves runs/his_mpe/*/* --out results/mpe --bounds results/mpe/bounds.json
 
 Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `<scenario>_success.csv` (the success
-rate of every evaluation, where the task has one), `runs.json` (command, commit, host and packages of each) and
-`curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap interval
-over seeds as a band; success rates in a second row. Prints Markdown tables: the IQM at a few steps, single runs in
-brackets, and the comparison of the algorithms. Runs of a suite are told apart by their variant (experiments/suites.py).
+rate of every evaluation, where the task has one), `<scenario>_diagnostics.csv` (each number of metrics.jsonl, its
+median over the agents and over the lines of each tenth of the run), `runs.json` (command, commit, host and packages of
+each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap
+interval over seeds as a band; success rates in a second row. Prints Markdown tables: the IQM at a few steps, single
+runs in brackets, and the comparison of the algorithms. Runs of a suite are told apart by their variant
+(experiments/suites.py); a HIS run with other values than the paper's is named with them.
 
-`--add` keeps what `--out` already holds of other runs (another algorithm or seed), so that runs made in several places
-or on several days come together. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; "random"
-and "oracle" become lines of the plot.
+What `--out` already holds of other runs (another algorithm or seed) is kept, so that runs made in several places or on
+several days come together; `--anew` drops it. A run that is there with more evaluations than the new one is replaced
+only with `--replace`. `--bounds` names a JSON file {"tasks": {scenario: {policy: {"mean": ...}}}}; "random" and
+"oracle" become lines of the plot.
 """
 
+import contextlib
 import csv
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,32 +31,63 @@ import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm
 from experiments.command_line import Parser
-from experiments.scores import LABELS, label_of, shown, variant_of
+from experiments.scores import LABELS, changes, label_of, shown, variant_of
 from experiments.suites import task_label
 
 COLORS = dict(zip(LABELS.values(), ("tab:blue", "tab:orange", "tab:green", "tab:red")))
 MORE_COLORS = "tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
-COLUMNS = {"": (*IDENTITY, "episode", "return", "length"), "_success": (*IDENTITY, "success_rate")}
+COLUMNS = {
+    "": (*IDENTITY, "episode", "return", "length"),
+    "_success": (*IDENTITY, "success_rate"),
+    "_diagnostics": (*IDENTITY, "key", "median"),
+}
+NOT_DIAGNOSTIC = ("global_step", "update_step", "wall_s", "charts/SPS", "charts/updates_per_s")
+MIN_COMPARED = 3  # runs of each side
 Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean over that evaluation
 Rows = dict[str, list[dict[Any, Any]]]  # scenario -> rows of a CSV file
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], list[dict[str, Any]]]:
-    """config.json, the rows of eval.csv and the success rates of a run folder; FileNotFoundError where one is missing.
+    """config.json, the rows of eval.csv and the lines of metrics.jsonl of a run folder; OSError where one is missing.
 
-    A task without a notion of success has no success rates.
+    A line that a kill has torn is left out.
     """
     config = json.loads((folder / "config.json").read_text())
     with open(folder / "eval.csv", newline="") as file:
         evaluations = list(csv.DictReader(file))
-    successes = []
+    lines = []
     if (folder / "metrics.jsonl").exists():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
-            if '"eval/success_rate"' in line:
-                record = json.loads(line)
-                successes.append({"global_step": record["global_step"], "success_rate": record["eval/success_rate"]})
-    return config, evaluations, successes
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return config, evaluations, lines
+
+
+def success_rates(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The success rate of each evaluation; none where the task has no notion of success."""
+    key = "eval/success_rate"
+    return [{"global_step": line["global_step"], "success_rate": line[key]} for line in lines if key in line]
+
+
+def diagnostics(lines: Sequence[dict[str, Any]], total: int) -> list[dict[str, Any]]:
+    """Medians of what training logged, over agents and the lines of each tenth of `total` steps.
+
+    `diag/grad_ratio` is the norm of the historical term's gradient over that of the first term.
+    """
+    values: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for line in lines:
+        tenth = -(-10 * line["global_step"] // total)
+        for key, value in line.items():
+            if key not in NOT_DIAGNOSTIC and not key.startswith("eval/") and isinstance(value, (int, float)):
+                values[tenth, re.sub(r"_\d+$", "", key)].append(value)
+        for key in [key for key in line if key.startswith("diag/grad_norm_history_")]:
+            if main := line[key.replace("history", "main")]:
+                values[tenth, "diag/grad_ratio"].append(line[key] / main)
+    return [
+        {"global_step": tenth * total // 10, "key": key, "median": f"{np.median(found):.5g}"}
+        for (tenth, key), found in sorted(values.items())
+    ]
 
 
 def identity(run: dict[str, Any]) -> tuple[str, str, str, int]:
@@ -108,29 +144,38 @@ def complete(nested: Curves, algorithm: str) -> tuple[list[int], np.ndarray]:
     return steps, np.array([[points[step] for step in steps] for points in seeds.values()])
 
 
+def scores(nested: Curves, algorithm: str, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each run, (R,): return at the newest evaluation up to step `last`, mean over those in the second half."""
+    steps, returns = complete(nested, algorithm)
+    upto = [i for i, step in enumerate(steps) if step <= last]
+    second = [i for i in upto if 2 * steps[i] > last]
+    return returns[:, upto[-1]], returns[:, second].mean(1)
+
+
 def comparison(nested: Curves, bounds: dict[str, float]) -> str:
     """Markdown: last evaluation and mean of the second half of the curve, and where HIS stands against HASAC.
 
-    "ahead" and "behind": the 95 % interval of the difference of the IQMs leaves out 0; otherwise "level".
+    The two are compared at the last step that all runs of both have, from three runs of each on. "ahead" and "behind":
+    the 95 % interval of the difference of the IQMs leaves out 0; otherwise "level".
     """
     lines = ["| | runs | at the end | mean of the second half |", "|---|---|---|---|"]
     last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for algorithm, seeds in nested.items():
-        steps, returns = complete(nested, algorithm)
-        last[algorithm] = returns[:, -1], returns[:, len(steps) // 2 :].mean(1)
+        steps, _ = complete(nested, algorithm)
+        last[algorithm] = scores(nested, algorithm, steps[-1])
         cells = []
         for values in last[algorithm]:
             low, high = bootstrap_interval([values])
             cells.append(f"{shown(float(iqm(values)))} [{shown(float(low))}, {shown(float(high))}]")
         lines.append(f"| {algorithm}, to step {steps[-1]:,} | {len(seeds)} | " + " | ".join(cells) + " |")
     his, hasac = LABELS["his"], LABELS["none"]
-    if his in last and hasac in last and min(len(nested[his]), len(nested[hasac])) > 1:
-        cells = []
-        for one, other in zip(last[his], last[hasac]):
+    if his in last and hasac in last and min(len(nested[his]), len(nested[hasac])) >= MIN_COMPARED:
+        cells, common = [], min(complete(nested, algorithm)[0][-1] for algorithm in (his, hasac))
+        for one, other in zip(scores(nested, his, common), scores(nested, hasac, common)):
             middle, low, high = difference_interval(one, other)
             verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
             cells.append(f"**{verdict}**: {shown(middle)} [{shown(low)}, {shown(high)}]")
-        lines.append("| HIS - HASAC | | " + " | ".join(cells) + " |")
+        lines.append(f"| HIS - HASAC, to step {common:,} | | " + " | ".join(cells) + " |")
     if {"oracle", "random"} <= bounds.keys():
         span = bounds["oracle"] - bounds["random"]
         for algorithm, (end, half) in last.items():
@@ -196,23 +241,28 @@ class CurvesError(Exception):
 def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Rows]]:
     """What goes into runs.json, and the rows of the files of each kind (see COLUMNS), of these run folders."""
     rows: dict[str, Rows] = {kind: defaultdict(list) for kind in COLUMNS}
-    runs = []
+    runs, places = [], {}
     for folder in folders:
         try:
-            config, evaluations, successes = read_run(folder)
-        except FileNotFoundError as error:
+            config, evaluations, lines = read_run(folder)
+        except OSError as error:
             raise CurvesError(f"{folder} is not a run with evaluations: no {Path(error.filename).name}") from error
         settings = config["args"]
         if not (variant := variant_of(config)):
             raise CurvesError(f"{folder}: neither its name nor its flags say which algorithm it is")
-        about = {"algorithm": label_of(variant.removesuffix("-isaacgym"))}
+        about = {"algorithm": ", ".join([label_of(variant.removesuffix("-isaacgym")), *changes(config, variant)])}
         about |= {"rules": settings.get("rules", settings.get("sim", "")), "seed": settings["seed"]}
         for row in evaluations:
             rows[""][settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
-        rows["_success"][settings["scenario"]] += [about | row for row in successes]
+        rows["_success"][settings["scenario"]] += [about | row for row in success_rates(lines)]
+        total = settings["total_timesteps"]
+        rows["_diagnostics"][settings["scenario"]] += [about | row for row in diagnostics(lines, total)]
         finished = folder / "finished.json"
         state = json.loads(finished.read_text()) if finished.exists() else None
         runs.append({**about, "finished": state, **config})
+        if (key := identity(runs[-1])) in places:
+            raise CurvesError(f"{places[key]} and {folder} are the same task, algorithm and seed: name one of them")
+        places[key] = folder
     return runs, rows
 
 
@@ -225,6 +275,39 @@ def titles_of(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         if titles.setdefault(scenario, title) != title:
             raise CurvesError(f"{titles[scenario]} and {title} are not one task: give each its own --out")
     return titles
+
+
+def read_bounds(path: Path) -> dict[str, dict[str, float]]:
+    """Scenario -> hand-written policy -> mean return."""
+    try:
+        tasks = json.loads(path.read_text())["tasks"]
+        return {task: {name: policy["mean"] for name, policy in policies.items()} for task, policies in tasks.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CurvesError(f"--bounds {path}: not a file of experiments.mpe_bounds ({error})") from error
+
+
+def evaluations_of(rows: Sequence[dict[Any, Any]]) -> dict[tuple[str, str, int], int]:
+    """Algorithm, rules, seed -> number of evaluations."""
+    steps: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for row in rows:
+        steps[row["algorithm"], row["rules"], int(row["seed"])].add(int(row["global_step"]))
+    return {key: len(found) for key, found in steps.items()}
+
+
+def refuse_shorter(out: Path, new: Rows) -> None:
+    """CurvesError where a new run would replace one of `out` with more evaluations."""
+    for scenario, rows in new.items():
+        if not (path := out / f"{scenario}.csv").exists():
+            continue
+        with open(path, newline="") as file:
+            there = evaluations_of(list(csv.DictReader(file)))
+        for key, count in evaluations_of(rows).items():
+            if there.get(key, 0) > count:
+                algorithm, _, seed = key
+                raise CurvesError(
+                    f"{path} has {there[key]} evaluations of {algorithm}, seed {seed}, the new run has {count}:"
+                    " --replace puts it in the other's place"
+                )
 
 
 def write(out: Path, runs: Sequence[dict[str, Any]], rows: dict[str, Rows]) -> None:
@@ -246,13 +329,17 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of a table")
-    parser.add_argument("--add", action="store_true", help="keep the other runs that --out holds")
+    parser.add_argument("--anew", action="store_true", help="drop the other runs that --out holds")
+    parser.add_argument("--replace", action="store_true", help="replace longer runs, too")
     parser.add_argument("--bounds", type=Path, help="JSON file with the returns of hand-written policies")
     args = parser.parse_args()
 
     try:
         runs, rows = collect(args.runs)
-        if args.add:
+        bounds_of = read_bounds(args.bounds) if args.bounds else {}
+        if not args.replace:
+            refuse_shorter(args.out, rows[""])
+        if not args.anew:
             kept, kept_rows = earlier(args.out, {identity(run) for run in runs})
             runs = kept + runs
             for kind, scenarios in kept_rows.items():
@@ -260,12 +347,8 @@ def main() -> int:
                     rows[kind][scenario] = lines + rows[kind][scenario]
         titles = titles_of(runs)
     except CurvesError as error:
-        print(f"curves: error: {error}", file=sys.stderr)
-        return 2
-    bounds: dict[str, dict[str, float]] = {}
-    if args.bounds:
-        for task, policies in json.loads(args.bounds.read_text())["tasks"].items():
-            bounds[titles.get(task) or task] = {name: policy["mean"] for name, policy in policies.items()}
+        parser.error(str(error))
+    bounds = {titles.get(task, task): policies for task, policies in bounds_of.items()}
     write(args.out, runs, rows)
     returns = {titles[scenario]: curves(lines) for scenario, lines in sorted(rows[""].items())}
     rates = {titles[s]: curves(lines, "success_rate") for s, lines in sorted(rows["_success"].items()) if lines}

@@ -13,7 +13,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,13 +56,22 @@ class Evidence:
         return self.curves.get((task, "his"), ()) if same else ()
 
 
+class ReportError(Exception):
+    """Results that no report can be made of: one line for the user."""
+
+
 def gather(results: Path) -> Evidence:
-    """Read results/."""
+    """Read results/; ReportError where two folders hold the same run."""
     curves: dict[tuple[str, str], list[Curve]] = {}
     runs: list[dict[str, Any]] = []
+    places: dict[tuple[str, str, int], Path] = {}
     for path in sorted(results.glob("*/runs.json")):
         runs += json.loads(path.read_text())
         for curve in from_results(path.parent):
+            key = (curve.task, curve.variant, curve.seed)
+            if key in places:
+                raise ReportError(f"{places[key]} and {path} both hold {' '.join(map(str, key))}: it would count twice")
+            places[key] = path
             if curve.finished:
                 curves.setdefault((curve.task, curve.variant), []).append(curve)
     entries = json.loads((results / "calibration.json").read_text())
@@ -95,16 +104,23 @@ class Cell:
 
 
 def unsteadiness(curve: Curve, last: int) -> float:
-    """Standard deviation of a run's evaluations over the second half of the steps."""
-    return float(curve.returns[(curve.steps <= last) & (2 * curve.steps > last)].std())
+    """Standard deviation of a run's evaluations in the second half of the steps, about the straight line through them.
+
+    About the line, since a run that still learns is not unsteady.
+    """
+    half = (curve.steps <= last) & (2 * curve.steps > last)
+    if half.sum() < 3:
+        return 0.0
+    line = np.polynomial.Polynomial.fit(curve.steps[half], curve.returns[half], 1)
+    return float(np.std(curve.returns[half] - line(curve.steps[half])))
 
 
 MEASURES = {"final": final, "last half": last_half, "unsteadiness": unsteadiness}
 
 
-def side_of(low: float, high: float, middle: float = 0.0) -> Side:
-    """Where an interval lies."""
-    return "for" if low > middle else "against" if high < middle else "open"
+def side_of(low: float, high: float) -> Side:
+    """Where the interval of a difference lies."""
+    return "for" if low > 0 else "against" if high < 0 else "open"
 
 
 def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | None:
@@ -115,43 +131,68 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
     if not mine or not theirs:
         return None
     last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
-    outcome, side = RULES[type(claim.rule)](claim.rule, mine, theirs, last)
+    family = len(claim.tasks) * len(claim.others)
+    outcome, side = RULES[type(claim.rule)](claim.rule, mine, theirs, last, family)
     enough = min(len(mine), len(theirs)) >= MIN_RUNS
     pair = f"{claim.ours} against {other}"
     return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
 
 
-def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+Interval = Callable[[float], tuple[float, float, float]]  # level -> middle, low, high
+
+
+def decided(interval: Interval, family: int, threshold: float = 0.0, more: bool = True) -> tuple[str, Side]:
+    """Middle and 95 % interval as words, and the side: "for" where it is above (not `more`: below) the threshold.
+
+    "against" takes the interval at the level 1 - 0.05 / family (Bonferroni): one of the `family` comparisons of a claim
+    refutes it, and by chance one in forty would at 95 %.
+    """
+    middle, low, high = interval(0.95)
+    _, wide_low, wide_high = interval(1 - 0.05 / family)
+    above, below = (low, wide_high) if more else (-high, -wide_low)
+    line = threshold if more else -threshold
+    return brackets(middle, low, high), "for" if above > line else "against" if below < line else "open"
+
+
+def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     measure = MEASURES[rule.measure]
     ones, others = (np.array([measure(curve, last) for curve in side]) for side in (mine, theirs))
-    middle, low, high = difference_interval(ones, others)
-    side = side_of(-high, -low) if rule.measure == "unsteadiness" else side_of(low, high)
-    return f"difference {brackets(middle, low, high)}", side
+    words, side = decided(
+        lambda level: difference_interval(ones, others, level=level), family, more=rule.measure != "unsteadiness"
+    )
+    return f"difference {words}", side
 
 
-def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     level = float(iqm(np.array([final(curve, last) for curve in theirs])))
     ones, others = (np.array([-min(steps_to(c, level, last), 2.0 * last) for c in side]) for side in (mine, theirs))
-    middle, low, high = improvement_interval([ones], [others])
+    words, side = decided(lambda wide: improvement_interval([ones], [others], level=wide), family, 0.5)
     reached = f"{(ones >= -last).sum()} of {len(ones)} and {(others >= -last).sum()} of {len(others)} runs reach it"
-    return f"P(sooner at {shown(level)}) {brackets(middle, low, high)}; {reached}", side_of(low, high, 0.5)
+    return f"P(sooner at {shown(level)}) {words}; {reached}", side
 
 
-def fails(rule: Fails, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+def fails(rule: Fails, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     start = float(np.mean([curve.returns[0] for curve in (*mine, *theirs)]))
-    level = start + rule.share * (float(iqm(np.array([final(curve, last) for curve in mine]))) - start)
-    values = np.array([final(curve, last) for curve in theirs])
-    low, high = map(float, bootstrap_interval([values]))
-    return f"ends at {brackets(float(iqm(values)), low, high)}; effective from {shown(level)}", side_of(
-        -high, -low, -level
-    )
+    ends, values = (np.array([final(curve, last) for curve in side]) for side in (mine, theirs))
+    if float(bootstrap_interval([ends])[0]) <= start:
+        return "what it is compared with does not end above its first evaluation", "open"
+    effective = start + rule.share * (float(iqm(ends)) - start)
+
+    def interval(level: float) -> tuple[float, float, float]:
+        low, high = bootstrap_interval([values], level=level)
+        return float(iqm(values)), float(low), float(high)
+
+    words, side = decided(interval, family, effective, more=False)
+    return f"ends at {words}; effective from {shown(effective)}", side
 
 
-def alike(rule: Alike, mine: Sequence[Curve], theirs: Sequence[Curve], last: int) -> tuple[str, Side]:
+def alike(rule: Alike, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     ones, others = (np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs))
     margin = rule.share * abs(float(iqm(ones)) - float(np.mean([curve.returns[0] for curve in mine])))
     middle, low, high = difference_interval(others, ones)
-    side: Side = "for" if -margin < low and high < margin else "against" if low > margin or high < -margin else "open"
+    _, wide_low, wide_high = difference_interval(others, ones, level=1 - 0.05 / family)
+    apart = wide_low > margin or wide_high < -margin
+    side: Side = "for" if -margin < low and high < margin else "against" if apart else "open"
     return f"difference {brackets(middle, low, high)}; alike within {shown(margin)}", side
 
 
@@ -200,11 +241,9 @@ class Price:
             return f"{self.runs} runs, {steps_words(self.steps)} steps; not measured"
         text = f"{self.runs} runs, {steps_words(self.steps)} steps; "
         if self.measured_runs == self.runs:
-            return text + f"{self.measured:,.0f} core-hours"
-        return (
-            text
-            + f"{self.measured:,.0f} core-hours for the {self.measured_runs} measured, about {self.about:,.0f} in all"
-        )
+            return text + f"{two_digits(self.measured)} core-hours"
+        text += f"{two_digits(self.measured)} core-hours for the {self.measured_runs} measured"
+        return f"{text}, about {two_digits(self.about)} in all"
 
 
 def kind_of(run: Run) -> str:
@@ -229,6 +268,17 @@ def runs_for(claim: Claim) -> list[Run]:
         variants = [v for g in SUITES[suite].groups for v in g.variants if v in (claim.ours, *claim.others)]
         found |= {run.name: run for run in expand(SUITES[suite], tasks=claim.tasks, variants=variants)}
     return list(found.values())
+
+
+def two_digits(hours: float) -> str:
+    """Rounded to two significant digits: single measurements support no more."""
+    return f"{float(f'{hours:.2g}'):,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
+def short(commit: str) -> str:
+    """Seven digits, and whether the source tree had changes."""
+    digits, dirty, _ = commit.partition("+dirty")
+    return digits[:7] + dirty
 
 
 def steps_words(steps: int) -> str:
@@ -271,7 +321,7 @@ five runs such an interval holds the true value less often than it says; `tests/
 
 | verdict | |
 |---|---|
-| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One task against it refutes a claim about all tasks. "at N steps": shorter runs than the full budget |
+| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One comparison against it refutes a claim about several; its interval must then leave out 0 at the level 1 - 0.05 / (number of comparisons of the claim), so that chance does not refute. "at N steps": shorter runs than the full budget |
 | undecided | runs enough, but the intervals do not decide |
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |
@@ -345,12 +395,12 @@ def runs_table(evidence: Evidence) -> str:
         words = shlex.split(run["command"])
         if "--seed" in words:
             words[words.index("--seed") + 1] = "S"
-        args = run["args"]
+        args, resumed = run["args"], [session["git_commit"] for session in run.get("resumed", [])]
         key = (
             task_label(args["scenario"], args.get("sim", "mujoco")),
             variant_of(run),
             steps,
-            run["git_commit"][:7],
+            ", ".join(dict.fromkeys(short(commit) for commit in [run["git_commit"], *resumed])),
             shlex.join(words),
         )
         groups.setdefault(key, []).append(str(run["seed"]))
@@ -401,8 +451,9 @@ def main() -> int:
     try:
         texts = written(ROOT)
     except FileNotFoundError as error:
-        print(f"experiments.report: error: no {Path(error.filename).relative_to(ROOT)}", file=sys.stderr)
-        return 2
+        parser.error(f"no {Path(error.filename).relative_to(ROOT)}")
+    except ReportError as error:
+        parser.error(str(error))
     for path, text in texts.items():
         path.write_text(text)
         print(path.relative_to(ROOT))

@@ -10,16 +10,18 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.readings import Readings
 from common.stats import bootstrap_interval, iqm
-from experiments.suites import TASKS, VARIANTS, script_of, settings_of
+from experiments.suites import TASKS, VARIANTS, paper_values, schedule, script_of, settings_of
 
 LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
+ENVIRONMENT = {"obs_mode": "full", "base_force_scale": 0.25, "isaac_done_semantics": False}  # see `changes`
 _BY_FLAGS = ("none", "share", "local", "no-bc", "action")  # variants that a run without a name is known by
 
 
@@ -71,6 +73,29 @@ def _has(args: Mapping[str, Any], variant: str, task: str) -> bool:
     return task in TASKS and all(args.get(name) == value for name, value in settings_of(variant, task).items())
 
 
+def changes(config: Mapping[str, Any], variant: str) -> list[str]:
+    """Where a run of a HIS script, or of its HASAC twin with HIS's values, has other values than the paper's.
+
+    As `name=value`, without what its variant sets. Fields that the paper leaves open are held against our defaults.
+    """
+    args, task = config["args"], config["args"]["scenario"]
+    if task not in TASKS or ("credit" not in args and args.get("preset") != "his"):
+        return []
+    expected = {**asdict(Readings()), **ENVIRONMENT, **paper_values(task)}
+    expected |= {
+        name: value for name, value in schedule(args.get("total_timesteps", 10**7)).items() if name in expected
+    }
+    variant = variant.removesuffix("-isaacgym")
+    expected |= settings_of(variant, task) if variant in VARIANTS else {}
+    different = {name: args[name] for name, value in expected.items() if name in args and _plain(args[name]) != value}
+    return [f"{name}={value}" for name, value in different.items()]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def label_of(variant: str) -> str:
     """What a variant is called in tables and legends."""
     return LABELS.get(variant, variant)
@@ -97,7 +122,8 @@ def from_folder(folder: Path, config: Mapping[str, Any]) -> Curve | None:
 def from_results(folder: Path) -> list[Curve]:
     """The curves that `experiments.curves` has collected in a folder of results/; FileNotFoundError without runs.json.
 
-    Runs of the particle environments under HARL's rules get the variant `<variant>-harl-rules`.
+    Runs of the particle environments under HARL's rules get the variant `<variant>-harl-rules`, runs with other values
+    than the paper's have them in the variant's name.
     """
     found, rows = [], {}
     for run in json.loads((folder / "runs.json").read_text()):
@@ -109,8 +135,10 @@ def from_results(folder: Path) -> list[Curve]:
                     rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(row)
         steps, returns = _means(rows[task][run["algorithm"], run["rules"], run["seed"]])
         variant, total = variant_of(run), run["args"]["total_timesteps"]
+        different = changes(run, variant)
         if run["rules"] == "harl" and not variant.endswith("-harl-rules"):
             variant += "-harl-rules"
+        variant = " ".join([variant, *different])
         finished = run.get("finished") is not None and run["finished"]["global_step"] >= total
         found.append(Curve(task, variant, run["seed"], steps, returns, total, finished))
     return found

@@ -7,12 +7,13 @@ from pathlib import Path
 import imageio.v3 as imageio
 import pytest
 
-from experiments import curves
+from experiments import curves, scores
 
 
 def make_run(folder: Path, credit: str, seed: int, returns: dict[int, list[float]]) -> Path:
     folder.mkdir(parents=True)
-    config = {"args": {"credit": credit, "seed": seed, "scenario": "HalfCheetah-6x1"}, "command": "python x"}
+    args = {"credit": credit, "seed": seed, "scenario": "HalfCheetah-6x1", "total_timesteps": 1000}
+    config = {"args": args, "command": "python x"}
     (folder / "config.json").write_text(json.dumps(config))
     rows = [f"{step},{i},{value},1000" for step, values in returns.items() for i, value in enumerate(values)]
     (folder / "eval.csv").write_text("\n".join(["global_step,episode,return,length", *rows, ""]))
@@ -78,7 +79,7 @@ def test_runs_of_several_days_come_together(
     ]
     out = tmp_path / "out"
     run_curves(monkeypatch, capsys, *first, "--out", out, "--steps", 100)
-    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--add", "--steps", 100)
+    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--steps", 100)
     assert "| HIS | **3.00** (2.00, 4.00) |" in printed and "| HASAC (`--credit none`) | **5.00** (5.00) |" in printed
     with open(out / "HalfCheetah-6x1.csv", newline="") as file:
         assert [(row["algorithm"][:5], row["seed"], row["return"]) for row in csv.DictReader(file)] == [
@@ -87,16 +88,89 @@ def test_runs_of_several_days_come_together(
             ("HIS", "2", "4.0"),
         ]
     assert len(json.loads((out / "runs.json").read_text())) == 3
-    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--steps", 100)
-    assert "HASAC" not in printed  # without --add the folder starts anew
+    printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--anew", "--steps", 100)
+    assert "HASAC" not in printed  # the folder starts anew
 
 
 def test_a_folder_that_is_no_run_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["curves", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert curves.main() == 2
-    assert "no config.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    file = tmp_path / "file"
+    file.touch()
+    for path in (tmp_path, file):
+        assert "no config.json" in refusal(monkeypatch, capsys, path, "--out", tmp_path / "out")
+    run = make_run(tmp_path / "a", "his", 1, {100: [1.0]})
+    for bounds in (tmp_path / "no.json", run / "config.json"):
+        assert f"--bounds {bounds}" in refusal(monkeypatch, capsys, run, "--out", tmp_path / "out", "--bounds", bounds)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_run_does_not_count_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folders = [make_run(tmp_path / name, "his", 1, {100: [1.0]}) for name in ("seed1", "seed1-cuda")]
+    line = refusal(monkeypatch, capsys, *folders, "--out", tmp_path / "out")
+    assert f"{folders[0]} and {folders[1]} are the same task, algorithm and seed" in line
+
+
+def test_a_shorter_run_does_not_replace_a_longer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    long = make_run(tmp_path / "long", "his", 1, {100: [1.0], 200: [2.0]})
+    short, out = make_run(tmp_path / "short", "his", 1, {100: [7.0]}), tmp_path / "out"
+    run_curves(monkeypatch, capsys, long, "--out", out)
+    assert "has 2 evaluations of HIS, seed 1, the new run has 1" in refusal(monkeypatch, capsys, short, "--out", out)
+    assert "2.0" in (out / "HalfCheetah-6x1.csv").read_text()
+    run_curves(monkeypatch, capsys, short, "--out", out, "--replace")
+    assert "7.0" in (out / "HalfCheetah-6x1.csv").read_text()
+
+
+def test_values_that_are_not_the_papers_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plain, changed = (make_run(tmp_path / name, "his", 1, {100: [1.0]}) for name in "ab")
+    config = json.loads((changed / "config.json").read_text())
+    config["args"] |= {"batch_size": 500, "hidden_sizes": [256, 256], "floor": "none", "total_timesteps": 20_000}
+    config["args"] |= {"warmup_steps": 2000}  # goes with so short a run
+    (changed / "config.json").write_text(json.dumps(config))
+    printed = run_curves(monkeypatch, capsys, plain, changed, "--out", tmp_path / "out", "--steps", 100)
+    assert "| HIS | **1.00** (1.00) |" in printed and "| HIS, floor=none, batch_size=500 |" in printed
+    runs = scores.from_results(tmp_path / "out")
+    assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500"]
+
+
+def test_diagnostics_are_medians_over_agents_and_tenths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Total 1000: steps 150 and 200 are the second tenth; a torn last line is left out."""
+    run = make_run(tmp_path / "a", "his", 1, {1000: [1.0]})
+    lines = [
+        {"global_step": 150, "wall_s": 1.0, "losses/critic": 4.0, "diag/grad_norm_main_0": 1.0}
+        | {"diag/grad_norm_main_1": 2.0, "diag/grad_norm_history_0": 3.0, "diag/grad_norm_history_1": 8.0},
+        {"global_step": 200, "losses/critic": 8.0},
+        {"global_step": 201, "losses/critic": 1.0},
+    ]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"global_st')
+    run_curves(monkeypatch, capsys, run, "--out", tmp_path / "out")
+    with open(tmp_path / "out/HalfCheetah-6x1_diagnostics.csv", newline="") as file:
+        found = {(int(row["global_step"]), row["key"]): float(row["median"]) for row in csv.DictReader(file)}
+    assert found == {
+        (200, "losses/critic"): 6.0,
+        (200, "diag/grad_norm_main"): 1.5,
+        (200, "diag/grad_norm_history"): 5.5,
+        (200, "diag/grad_ratio"): 3.5,
+        (300, "losses/critic"): 1.0,
+    }
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *argv: object) -> str:
+    """The one line of an error."""
+    monkeypatch.setattr("sys.argv", ["curves", *map(str, argv)])
+    with pytest.raises(SystemExit) as stop:
+        curves.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
 
 
 def make_hands_run(folder: Path, sim: str, rates: dict[int, float]) -> Path:
@@ -124,13 +198,13 @@ def test_success_rates_and_the_name_of_the_port(
     assert rows == [("1", "100", "0.25"), ("1", "200", "0.75")]
     height, width = imageio.imread(out / "curves.png").shape[:2]
     assert height > width  # returns above, success rates below
-    again = run_curves(monkeypatch, capsys, make_run(tmp_path / "b", "none", 2, {100: [1.0]}), "--out", out, "--add")
+    again = run_curves(monkeypatch, capsys, make_run(tmp_path / "b", "none", 2, {100: [1.0]}), "--out", out)
     assert "BiDexMJ/ShadowHandOver: success rate" in again  # kept
 
     original = make_hands_run(tmp_path / "original", "isaacgym", {100: 1.0})
     printed = run_curves(monkeypatch, capsys, original, "--out", tmp_path / "isaac")
     assert "\nBiDexHands/ShadowHandOver\n" in printed and "BiDexMJ" not in printed
-    monkeypatch.setattr("sys.argv", ["curves", str(original), "--out", str(out), "--add"])
     before = (out / "ShadowHandOver.csv").read_text()
-    assert curves.main() == 2 and (out / "ShadowHandOver.csv").read_text() == before
-    assert "BiDexMJ/ShadowHandOver and BiDexHands/ShadowHandOver are not one task" in capsys.readouterr().err
+    line = refusal(monkeypatch, capsys, original, "--out", out)
+    assert "BiDexMJ/ShadowHandOver and BiDexHands/ShadowHandOver are not one task" in line
+    assert (out / "ShadowHandOver.csv").read_text() == before

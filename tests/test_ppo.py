@@ -154,9 +154,10 @@ def test_networks_are_elu_without_normalisation() -> None:
     np.testing.assert_allclose(second @ second.T, 2 * np.eye(8), atol=1e-5)
     np.testing.assert_allclose(actor.mean.weight.detach() @ actor.mean.weight.detach().T, 1e-4 * np.eye(2), atol=1e-8)
     x = torch.randn(3, 5)
-    bias = actor.body[0].bias.detach()
-    expected = np.where((z := (x @ first.T + bias).numpy()) > 0, z, np.expm1(z))
-    np.testing.assert_allclose(actor.body[1](actor.body[0](x)).detach(), expected, atol=1e-6)
+    layer = actor.body[0]
+    assert isinstance(layer, nn.Linear)
+    expected = np.where((z := (x @ first.T + layer.bias.detach()).numpy()) > 0, z, np.expm1(z))
+    np.testing.assert_allclose(actor.body[1](layer(x)).detach(), expected, atol=1e-6)
     for layer in (m for net in (actor, critic) for m in net.modules() if isinstance(m, nn.Linear)):
         bias, bound = layer.bias.detach().abs(), layer.in_features**-0.5  # as the original leaves them
         assert 0 < bias.max() <= bound

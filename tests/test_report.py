@@ -38,8 +38,8 @@ def ramp(end: float, noise: tuple[float, ...] = NOISE, length: int = 10, start: 
     return [list(np.linspace(start, end + shift, length)) for shift in noise]
 
 
-def claim(rule: Any, ours: str = "his", other: str = "none") -> Claim:
-    return Claim("", "", rule, (TASK,), (other,), ours, ("fig5",))
+def claim(rule: Any, ours: str = "his", other: str = "none", tasks: int = 1) -> Claim:
+    return Claim("", "", rule, (TASK,) * tasks, (other,), ours, ("fig5",))
 
 
 def verdict(rule: Any, given: Evidence, ours: str = "his", other: str = "none") -> tuple[str, str]:
@@ -103,6 +103,10 @@ def test_steadier() -> None:
     wild = [[5.0] * 5 + [10, 10 + s, 10, 10 - s, 10] for s in (5.0, 4, 6, 5, 5)]
     assert verdict(Ahead("unsteadiness"), evidence(his=calm, none=wild))[0] == "confirmed"
     assert verdict(Ahead("unsteadiness"), evidence(his=wild, none=calm))[0] == "refuted"
+    learning = [[5.0] * 5 + [step + 10 * i for i, step in enumerate(run[5:])] for run in calm]
+    assert (
+        verdict(Ahead("unsteadiness"), evidence(his=learning, none=wild))[0] == "confirmed"
+    )  # a slope is not unsteady
 
 
 def test_sooner() -> None:
@@ -118,6 +122,8 @@ def test_fails() -> None:
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(10)))[0] == "confirmed"
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(60)))[0] == "refuted"
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(20)))[0] == "undecided"
+    said, outcome = verdict(Fails(), evidence(his=ramp(0), none=ramp(-50)))
+    assert said == "undecided" and "does not end above its first evaluation" in outcome
 
 
 def test_alike() -> None:
@@ -151,6 +157,17 @@ def test_a_variant_that_sets_the_papers_value_is_his() -> None:
     assert given.of(TASK, "M1") == given.of(TASK, "his") == given.of(TASK, "beta10")
     assert given.of(TASK, "M3") == () and given.of(TASK, "none") == () and given.of("Ant-8x1", "M1") == ()
     assert verdict(Ahead(), given, ours="M5", other="M1")[0] == "refuted"
+
+
+def test_one_of_many_comparisons_needs_a_wider_interval_to_refute() -> None:
+    """Alone it refutes; as one of sixty the same five runs do not. What speaks for a claim needs no correction."""
+    given = evidence(his=ramp(10), none=ramp(12.7))
+    alone, one_of_sixty = (cell_of(claim(Ahead(), tasks=n), TASK, "none", given) for n in (1, 60))
+    assert alone is not None and one_of_sixty is not None and alone.outcome == one_of_sixty.outcome
+    assert (alone.side, one_of_sixty.side) == ("against", "open")
+    given = evidence(his=ramp(12.7), none=ramp(10))
+    cells = [cell_of(claim(Ahead(), tasks=n), TASK, "none", given) for n in (1, 60)]
+    assert [cell.side for cell in cells if cell] == ["for", "for"]
 
 
 # ---- verdicts

@@ -1,0 +1,46 @@
+"""The command line of the tools in this folder: no abbreviated flags, a mistake is one line and exit status 2."""
+
+import argparse
+import math
+from typing import NoReturn
+
+from common import cli
+
+
+class Parser(argparse.ArgumentParser):
+    """An error is one line: raised as `failure` where that is given, else printed before exit with status 2."""
+
+    def __init__(
+        self, prog: str, description: str | None, failure: type[Exception] | None = None, epilog: str | None = None
+    ) -> None:
+        # No abbreviations: --seed would be taken for --seeds.
+        kind = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=kind, allow_abbrev=False)
+        self.failure = failure
+
+    def error(self, message: str) -> NoReturn:
+        if self.failure:
+            raise self.failure(message)
+        cli.fail(self.prog, message)
+
+
+def whole(word: str, low: int) -> int:
+    """A whole number of at least `low`, for `type=` of an argument."""
+    try:
+        number = int(word)
+    except ValueError:
+        number = low - 1
+    if number < low:
+        raise argparse.ArgumentTypeError(f"{word}: must be a whole number, at least {low}")
+    return number
+
+
+def positive(word: str) -> float:
+    """A finite number above 0, for `type=` of an argument."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word}: must be a number above 0")
+    return number
