@@ -317,7 +317,8 @@ HEAD = f"""# Report: the paper's claims and what our runs say
 
 `python -m experiments.report` writes this file from what lies in this folder; a test fails when it is not up to date.
 Figures are interquartile means over runs (the mean with fewer than four) with a 95 % bootstrap interval over seeds. With
-five runs such an interval holds the true value less often than it says; `tests/test_stats.py` measures how often.
+few runs such an interval holds the true value less often than it says: for normal returns that of a difference in 93 %
+of simulations with five runs a side and in 80 % with three, that of P(sooner) in 90 and 81 % (`tests/test_stats.py`).
 
 | verdict | |
 |---|---|

@@ -75,6 +75,20 @@ def test_coverage_by_simulation() -> None:
     assert 0.70 < hits[5] / trials < 0.93
 
 
+def test_coverage_of_comparisons_by_simulation() -> None:
+    """Two equal sides: with five runs each the difference is near 95 %, with three clearly less."""
+    rng, trials, hits = np.random.default_rng(3), 300, {(n, kind): 0 for n in (3, 5) for kind in ("difference", "P")}
+    for runs in (3, 5):
+        for _ in range(trials):
+            one, other = rng.normal(size=(2, runs))
+            _, low, high = difference_interval(one, other, draws=400)
+            hits[runs, "difference"] += low <= 0 <= high
+            _, low, high = improvement_interval([one], [other], draws=400)
+            hits[runs, "P"] += low <= 0.5 <= high
+    assert 0.89 < hits[5, "difference"] / trials < 0.98 and 0.84 < hits[5, "P"] / trials < 0.95
+    assert all(0.72 < hits[3, kind] / trials < 0.88 for kind in ("difference", "P"))
+
+
 def test_difference_interval() -> None:
     rng = np.random.default_rng(5)
     one, other = rng.normal(10, 1, 8), rng.normal(5, 1, 8)
