@@ -1,6 +1,7 @@
 """The command line of the tools in this folder: no abbreviated flags, a mistake is one line and exit status 2."""
 
 import argparse
+import importlib.util
 import math
 from typing import NoReturn
 
@@ -22,6 +23,11 @@ class Parser(argparse.ArgumentParser):
         if self.failure:
             raise self.failure(message)
         cli.fail(self.prog, message)
+
+    def needs(self, package: str) -> None:
+        """An error unless a package of requirements-dev.txt is installed."""
+        if importlib.util.find_spec(package) is None:
+            self.error(f"needs {package}: pip install -r requirements-dev.txt")
 
 
 def whole(word: str, low: int) -> int:

@@ -333,6 +333,7 @@ def main() -> int:
     parser.add_argument("--replace", action="store_true", help="replace longer runs, too")
     parser.add_argument("--bounds", type=Path, help="JSON file with the returns of hand-written policies")
     args = parser.parse_args()
+    parser.needs("matplotlib")
 
     try:
         runs, rows = collect(args.runs)

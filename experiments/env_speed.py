@@ -49,15 +49,20 @@ def env_rate(env: VecEnv, actions: np.ndarray) -> float:
 
 def main() -> None:
     parser = Parser("experiments.env_speed", "rate of a vector environment relative to what it replaces")
-    parser.add_argument("--benchmark", default="mamujoco", choices=("mamujoco", "mpe"))
+    parser.add_argument("--benchmark", choices=("mamujoco", "mpe"), help="mamujoco, or that of --scenario")
     parser.add_argument("--scenario", choices=(*SCENARIOS, *mpe.SCENARIOS), help="HalfCheetah-6x1 or simple_spread")
     parser.add_argument("--num-envs", type=int, help="environments stepped together (10 or 20)")
     parser.add_argument("--steps", type=int, default=500, help="steps of every environment per round")
     parser.add_argument("--rounds", type=int, default=11, help="rounds; each measures both once")
     args = parser.parse_args()
+    own = "mpe" if args.scenario in mpe.SCENARIOS else "mamujoco"
+    if args.scenario and args.benchmark not in (None, own):
+        parser.error(f"--scenario {args.scenario}: not of --benchmark {args.benchmark}")
+    if (args.benchmark or own) == "mpe":
+        parser.needs("mpe2")
 
     rng = np.random.default_rng(0)
-    if args.benchmark == "mamujoco":
+    if (args.benchmark or own) == "mamujoco":
         scenario, num_envs = args.scenario or "HalfCheetah-6x1", args.num_envs or 10
         env = MAMuJoCoVecEnv(scenario, num_envs)
         names = ("bare mj_step", "MAMuJoCoVecEnv")

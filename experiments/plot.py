@@ -69,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base", help="variant that others are compared with (default: his, beta10 or M1)")
     parser.add_argument("--level-of", help="variant whose final level is to be reached (default: hasac, else none)")
     args = parser.parse_args(argv)
+    parser.needs("matplotlib")
     if args.suite not in SUITES:
         raise folders.SuiteError(f"{args.suite}: no such suite; there are {', '.join(SUITES)}")
     groups = SUITES[args.suite].groups
