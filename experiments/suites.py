@@ -78,6 +78,7 @@ VARIANTS: dict[str, Variant] = {
     "hasac": Variant(script="baselines/hasac_{benchmark}.py", num_envs=20),
     **{name: _on_policy(name) for name in ("happo", "hatrpo", "mappo", "ppo")},
     "facmac": Variant({"benchmark": "{benchmark}"}, "baselines/facmac.py", num_envs=1),
+    "sqddpg": Variant({"benchmark": "{benchmark}"}, "baselines/sqddpg.py", num_envs=20),
     # Ablations: Figures 3 and 8.
     "share": Variant({"credit": "share"}),
     "local": Variant({"credit": "local"}),
@@ -184,6 +185,15 @@ _FULL: dict[str, Suite] = {
         [
             Group(list(MPE), ["his", "none"], steps=500_000),
             Group(list(MPE), ["his-harl-rules"], (1,), 500_000),
+        ],
+    ),
+    "baselines": Suite(
+        "HIS beside every baseline at a scale that two cores can do; on-policy algorithms four times as long",
+        [
+            Group(["simple_spread"], ["his", "none", *_HARL_BASELINES, "ppo", "facmac", "sqddpg"], (1, 2, 3), 500_000),
+            Group(["HalfCheetah-2x3"], ["his", "none", "hasac", "facmac"], (1, 2, 3), 500_000),
+            Group(["HalfCheetah-2x3"], ["hatrpo", "happo", "mappo"], (1, 2, 3), 2_000_000),
+            Group(["ShadowHandOver"], ["his", "none", "hasac", "ppo"], (1,), 1_000_000),
         ],
     ),
     "ablations": Suite(
