@@ -8,8 +8,8 @@ rate of every evaluation, where the task has one), `<scenario>_diagnostics.csv` 
 median over the agents and over the lines of each tenth of the run), `runs.json` (command, commit, host and packages of
 each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap
 interval over seeds as a band; success rates in a second row. Prints Markdown tables: the IQM at a few steps, single
-runs in brackets, and the comparison of the algorithms. Runs of a suite are told apart by their variant
-(experiments/suites.py); a HIS run with other values than the paper's is named with them.
+runs in brackets, the comparison of the algorithms, some of the diagnostics. Runs of a suite are told apart by their
+variant (experiments/suites.py); a HIS run with other values than the paper's is named with them.
 
 What `--out` already holds of other runs (another algorithm or seed) is kept, so that runs made in several places or on
 several days come together; `--anew` drops it. A run that is there with more evaluations than the new one is replaced
@@ -43,6 +43,9 @@ COLUMNS = {
     "_diagnostics": (*IDENTITY, "key", "median"),
 }
 NOT_DIAGNOSTIC = ("global_step", "update_step", "wall_s", "charts/SPS", "charts/updates_per_s")
+SHOWN_DIAGNOSTICS = (
+    "diag/grad_ratio diag/grad_cosine credit/shapley credit/floor_hits credit/boxcox_lambda losses/entropy losses/alpha"
+).split()
 MIN_COMPARED = 3  # runs of each side
 Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean over that evaluation
 Rows = dict[str, list[dict[Any, Any]]]  # scenario -> rows of a CSV file
@@ -134,6 +137,22 @@ def table(nested: Curves, steps: Sequence[int]) -> str:
             single = ", ".join(shown(value) for value in values)
             cells.append(f"**{shown(float(iqm(np.array(values))))}** ({single})" if values else "not run")
         lines.append(f"| {algorithm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def diagnostics_table(rows: Sequence[dict[str, Any]], steps: Sequence[int]) -> str:
+    """Markdown: one row an algorithm and number of SHOWN_DIAGNOSTICS, one column a step: median over the runs."""
+    lines = [
+        "| | median | " + " | ".join(f"{step:,} steps" for step in steps) + " |",
+        "|---|---|" + "---|" * len(steps),
+    ]
+    for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
+        for key in SHOWN_DIAGNOSTICS:
+            found = [row for row in rows if (row["algorithm"], row["key"]) == (algorithm, key)]
+            values = [[float(row["median"]) for row in found if int(row["global_step"]) == step] for step in steps]
+            if any(values) and any(map(any, values)):  # a gradient that is not there is logged as 0
+                cells = (f"{np.median(each):.3g}" if each else "" for each in values)
+                lines.append(f"| {algorithm} | `{key}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -358,6 +377,9 @@ def main() -> int:
         print(f"\n{title}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(title, {}))}")
         if title in rates:
             print(f"\n{title}: success rate\n\n{table(rates[title], args.steps)}")
+    for scenario, lines in sorted(rows["_diagnostics"].items()):
+        if lines:
+            print(f"\n{titles[scenario]}: diagnostics\n\n{diagnostics_table(lines, args.steps)}")
     return 0
 
 

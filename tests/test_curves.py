@@ -151,7 +151,8 @@ def test_diagnostics_are_medians_over_agents_and_tenths(
         {"global_step": 201, "losses/critic": 1.0},
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"global_st')
-    run_curves(monkeypatch, capsys, run, "--out", tmp_path / "out")
+    printed = run_curves(monkeypatch, capsys, run, "--out", tmp_path / "out", "--steps", 100, 200)
+    assert "| HIS | `diag/grad_ratio` |  | 3.5 |" in printed
     with open(tmp_path / "out/HalfCheetah-6x1_diagnostics.csv", newline="") as file:
         found = {(int(row["global_step"]), row["key"]): float(row["median"]) for row in csv.DictReader(file)}
     assert found == {
