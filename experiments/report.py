@@ -32,7 +32,7 @@ MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
 SINGLE = 1.25  # factor that a comparison of two single measurements must exceed
 AFFORDABLE_CORE_HOURS = 2 * 24 * 7  # two cores for a week
 BEGIN, END = "<!-- written by experiments.report: -->", "<!-- end -->"
-FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "mpe", "baselines", "ablations")
+FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "mpe", "hands", "baselines", "ablations")
 Side = Literal["for", "against", "open"]
 
 

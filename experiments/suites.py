@@ -187,6 +187,17 @@ _FULL: dict[str, Suite] = {
             Group(list(MPE), ["his-harl-rules"], (1,), 500_000),
         ],
     ),
+    "hands": Suite(
+        "HIS against HASAC with HIS's values on three tasks for two hands, a million steps, one seed",
+        [
+            Group(
+                ["ShadowHandOver", "ShadowHandCatchAbreast", "ShadowHandDoorOpenOutward"],
+                ["his", "none"],
+                (1,),
+                1_000_000,
+            )
+        ],
+    ),
     "baselines": Suite(
         "HIS beside every baseline at a scale that two cores can do; on-policy algorithms four times as long",
         [
