@@ -34,8 +34,9 @@ from experiments.command_line import Parser
 from experiments.scores import LABELS, changes, label_of, shown, variant_of
 from experiments.suites import task_label
 
-COLORS = dict(zip(LABELS.values(), ("tab:blue", "tab:orange", "tab:green", "tab:red")))
-MORE_COLORS = "tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
+_TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
+COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
+MORE_COLORS = "gold navy darkgreen crimson indigo sienna".split()
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {
     "": (*IDENTITY, "episode", "return", "length"),

@@ -21,6 +21,8 @@ from common.stats import bootstrap_interval, iqm
 from experiments.suites import TASKS, VARIANTS, paper_values, schedule, script_of, settings_of
 
 LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
+LABELS |= {"hasac": "HASAC (HARL's values)"}
+LABELS |= {name: name.upper() for name in ("happo", "hatrpo", "mappo", "facmac", "sqddpg", "ppo")}
 ENVIRONMENT = {"obs_mode": "full", "base_force_scale": 0.25, "isaac_done_semantics": False}  # see `changes`
 _BY_FLAGS = ("none", "share", "local", "no-bc", "action")  # variants that a run without a name is known by
 
