@@ -26,7 +26,7 @@ from experiments.suites import TASKS
 
 Idea = Literal[
     "centred", "standardised", "alpha", "standardised-alpha", "positive", "capped", "agreeing", "annealed", "relative",
-    "recent", "half", "half-history",
+    "relative-positive", "recent", "half", "half-history",
 ]  # fmt: skip
 IDEAS: tuple[str, ...] = get_args(Idea)
 
@@ -47,7 +47,7 @@ def scaled(idea: str, phi: Tensor, alpha: Tensor) -> Tensor:
         return phi - phi.mean()
     if idea.startswith("standardised"):
         phi = (phi - phi.mean()) / (phi.std() + 1e-8)
-    if idea == "positive":
+    if idea.endswith("positive"):
         return phi.clamp(min=0)
     return phi * alpha if idea.endswith("alpha") else phi
 
@@ -82,7 +82,7 @@ def credit_class(script: ModuleType, context: Context) -> type:
             self.fill: Tensor | float = 0.0
             if args.idea == "recent":
                 batch = recent(context.buffer, batch, args.idea_strength, generator)
-            if args.idea == "relative":  # absent agents act as their policies would, not zero
+            if args.idea.startswith("relative"):  # absent agents act as their policies would, not zero
                 with torch.no_grad():
                     policies = [actor(obs) for actor, obs in zip(context.actors, batch.obs)]
                     samples = [script.sample_action(*policy, generator) for policy in policies]
@@ -94,7 +94,7 @@ def credit_class(script: ModuleType, context: Context) -> type:
             return torch.where(members[:, self.agent_of_slot], actions, self.fill)
 
         def of(self, actions: Tensor, agent: int | None = None) -> Tensor:
-            if self.args.idea != "relative":
+            if not self.args.idea.startswith("relative"):
                 return super().of(actions, agent)
 
             def value(members: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def with_ideas(script: ModuleType) -> ModuleType:
     def check(args: Any) -> None:
         check_args(args)
         for field, needed in (("credit", "his"), ("credit_actions", "history"), ("shapley", "permutation")):
-            if (value := getattr(args, field)) != needed and (field != "shapley" or args.idea == "relative"):
+            if (value := getattr(args, field)) != needed and (field != "shapley" or args.idea.startswith("relative")):
                 raise cli.UsageError(f"--{field.replace('_', '-')} {value}: --idea {args.idea} needs {needed}")
 
     def noted_update(learner: Any, buffer: Any, *rest: Any, **named: Any) -> Any:

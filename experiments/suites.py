@@ -69,7 +69,8 @@ def _on_policy(name: str) -> Variant:
 
 
 IDEAS = (
-    "centred standardised alpha standardised-alpha positive capped agreeing annealed relative half half-history"
+    "centred standardised alpha standardised-alpha positive capped agreeing annealed relative relative-positive "
+    "half half-history"
 ).split()
 VARIANTS: dict[str, Variant] = {
     "his": Variant(),

@@ -67,7 +67,8 @@ def test_scales_of_the_credit() -> None:
     x = phi.numpy()
     z = (x - x.mean()) / x.std(ddof=1)
     expected = {"centred": x - x.mean(), "standardised": z, "alpha": 0.3 * x, "standardised-alpha": 0.3 * z}
-    expected |= {"positive": np.maximum(x, 0), "recent": x, "annealed": x}
+    expected |= {name: np.maximum(x, 0) for name in ("positive", "relative-positive")}
+    expected |= dict.fromkeys(("recent", "annealed", "relative"), x)
     for idea, value in expected.items():
         np.testing.assert_allclose(ideas.scaled(idea, phi, alpha), value, rtol=1e-5)
 
@@ -101,8 +102,9 @@ def test_recent_rows_are_the_newest(script: Any) -> None:
         buffer.position = 2
 
 
-def test_relative_credit_is_what_acting_adds_to_the_policies(script: Any) -> None:
-    env, args = noisy_env(), args_of(script, idea="relative")
+@pytest.mark.parametrize("idea", ["relative", "relative-positive"])
+def test_relative_credit_is_what_acting_adds_to_the_policies(script: Any, idea: str) -> None:
+    env, args = noisy_env(), args_of(script, idea=idea)
     learner = script.Learner(env, Streams(1, CPU), args, CPU)
     credit = credit_of(args, ideas.Context(actors=learner.actors))
     state, actions = credit.batch.state, credit.batch.actions
