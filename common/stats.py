@@ -57,6 +57,13 @@ def difference_interval(
     return float(statistic(np.asarray(one)) - statistic(np.asarray(other))), float(low), float(high)
 
 
+def t_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences, (R,) with R > 1, and Student's interval for it; exact where they are normal."""
+    values = np.asarray(differences, dtype=float)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     """P(a run of `one` scores higher than one of `other`), ties counted half; (R,), (R',): Mann-Whitney's U / RR'."""
     difference = np.asarray(one)[:, None] - np.asarray(other)[None, :]

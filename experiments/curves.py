@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from common.stats import bootstrap_interval, difference_interval, iqm
+from common.stats import bootstrap_interval, difference_interval, iqm, t_interval
 from experiments.command_line import Parser
 from experiments.scores import LABELS, changes, label_of, shown, variant_of
 from experiments.suites import task_label
@@ -172,11 +172,29 @@ def scores(nested: Curves, algorithm: str, last: int) -> tuple[np.ndarray, np.nd
     return returns[:, upto[-1]], returns[:, second].mean(1)
 
 
+def seed_by_seed(nested: Curves, one: str, other: str, last: int) -> str:
+    """Markdown row: mean difference of the runs that share a seed and its 95 % t interval; "" below three seeds."""
+    seeds = [seed for seed in nested[one] if seed in nested[other]]
+    if len(seeds) < MIN_COMPARED:
+        return ""
+    cells = []
+    for ones, others in zip(scores(nested, one, last), scores(nested, other, last)):
+        mine, theirs = dict(zip(nested[one], ones)), dict(zip(nested[other], others))
+        differences = np.array([mine[seed] - theirs[seed] for seed in seeds])
+        middle, low, high = t_interval(differences)
+        verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
+        more = f"higher on {(differences > 0).sum()} of {len(seeds)}"
+        cells.append(f"**{verdict}**: {shown(middle)} [{shown(low)}, {shown(high)}], {more}")
+    return f"| the same, seed by seed | {len(seeds)} | " + " | ".join(cells) + " |"
+
+
 def comparison(nested: Curves, bounds: dict[str, float]) -> str:
     """Markdown: last evaluation and mean of the second half of the curve, and where HIS stands against HASAC.
 
     The two are compared at the last step that all runs of both have, from three runs of each on. "ahead" and "behind":
-    the 95 % interval of the difference of the IQMs leaves out 0; otherwise "level".
+    the 95 % interval of the difference of the IQMs leaves out 0; otherwise "level". "Seed by seed" does the same with
+    the differences of runs of one seed, which share initial networks and the initial states of environments and
+    evaluations.
     """
     lines = ["| | runs | at the end | mean of the second half |", "|---|---|---|---|"]
     last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -196,6 +214,8 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
             verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
             cells.append(f"**{verdict}**: {shown(middle)} [{shown(low)}, {shown(high)}]")
         lines.append(f"| HIS - HASAC, to step {common:,} | | " + " | ".join(cells) + " |")
+        if row := seed_by_seed(nested, his, hasac, common):
+            lines.append(row)
     if {"oracle", "random"} <= bounds.keys():
         span = bounds["oracle"] - bounds["random"]
         for algorithm, (end, half) in last.items():

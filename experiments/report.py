@@ -15,12 +15,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from common.stats import bootstrap_interval, difference_interval, improvement_interval, iqm
+from common.stats import bootstrap_interval, difference_interval, improvement_interval, iqm, t_interval
 from experiments import cost
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.command_line import Parser
@@ -131,9 +132,9 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
     if not mine or not theirs:
         return None
     last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
-    family = len(claim.tasks) * len(claim.others)
+    family = max(1, sum(enough_runs(evidence, claim, *each) for each in product(claim.tasks, claim.others)))
     outcome, side = RULES[type(claim.rule)](claim.rule, mine, theirs, last, family)
-    enough = min(len(mine), len(theirs)) >= MIN_RUNS
+    enough = enough_runs(evidence, claim, task, other)
     pair = f"{claim.ours} against {other}"
     return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
 
@@ -154,12 +155,21 @@ def decided(interval: Interval, family: int, threshold: float = 0.0, more: bool 
     return brackets(middle, low, high), "for" if above > line else "against" if below < line else "open"
 
 
+def enough_runs(evidence: Evidence, claim: Claim, task: str, other: str) -> bool:
+    """Whether both sides of a comparison have MIN_RUNS finished runs."""
+    return min(len(evidence.of(task, variant)) for variant in (claim.ours, other)) >= MIN_RUNS
+
+
 def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     measure = MEASURES[rule.measure]
-    ones, others = (np.array([measure(curve, last) for curve in side]) for side in (mine, theirs))
-    words, side = decided(
-        lambda level: difference_interval(ones, others, level=level), family, more=rule.measure != "unsteadiness"
-    )
+    ones, others = ({curve.seed: measure(curve, last) for curve in side} for side in (mine, theirs))
+    differences = np.array([ones[seed] - others[seed] for seed in ones if seed in others])
+    more = rule.measure != "unsteadiness"
+    if rule.paired and len(differences) > 1:
+        words, side = decided(lambda level: t_interval(differences, level), family, more=more)
+        return f"difference {words}, above on {(differences > 0).sum()} of {len(differences)} seeds", side
+    first, second = (np.array([*values.values()]) for values in (ones, others))
+    words, side = decided(lambda level: difference_interval(first, second, level=level), family, more=more)
     return f"difference {words}", side
 
 
@@ -322,7 +332,7 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 
 | verdict | |
 |---|---|
-| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One comparison against it refutes a claim about several; its interval must then leave out 0 at the level 1 - 0.05 / (number of comparisons of the claim), so that chance does not refute. "at N steps": shorter runs than the full budget |
+| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One comparison against it refutes a claim about several; its interval must then leave out 0 at the level 1 - 0.05 / (number of comparisons of the claim that have runs enough), so that chance does not refute. "at N steps": shorter runs than the full budget |
 | undecided | runs enough, but the intervals do not decide |
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |

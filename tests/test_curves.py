@@ -63,6 +63,9 @@ def test_comparison(
     share = f"{100 * (40 + shift) / 80:.0f} %"
     assert f"| HIS: share of random to oracle | | {share} | {share} |" in printed
     assert "| HIS, to step 200 | 5 | " + curves.shown(-50 + shift) in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("| the same, seed by seed | 5 |")]
+    count = 5 if shift > 0 else 0
+    assert f"**{verdict}**: {curves.shown(shift)} [" in line and f"higher on {count} of 5" in line
 
 
 def test_runs_of_several_days_come_together(

@@ -81,9 +81,11 @@ def test_the_report_and_the_collected_tables_agree() -> None:
     with open(ROOT / f"results/mamujoco/{TASK}.csv", newline="") as file:
         table = curves.comparison(curves.curves(list(csv.DictReader(file))), {})
     (line,) = [line for line in table.splitlines() if line.startswith("| HIS - HASAC")]
-    (one,) = [each for each in CLAIMS if each.others == ("none",) and isinstance(each.rule, Ahead)]
-    cell = cell_of(one, TASK, "none", report.gather(ROOT / "results"))
+    cell = cell_of(claim(Ahead()), TASK, "none", report.gather(ROOT / "results"))
     assert cell is not None and cell.outcome.removeprefix("difference ") in line
+    (line,) = [line for line in table.splitlines() if line.startswith("| the same, seed by seed")]
+    cell = cell_of(claim(Ahead(paired=True)), TASK, "none", report.gather(ROOT / "results"))
+    assert cell is not None and cell.outcome.removeprefix("difference ").partition(",")[0] in line
 
 
 # ---- rules
@@ -96,6 +98,16 @@ def test_ahead() -> None:
     assert verdict(Ahead(), evidence(his=ramp(10.5), none=ramp(10)))[0] == "undecided"
     level, late = ramp(10, start=10), [[*run[:5], *np.array(run[5:]) + 9] for run in ramp(10, start=10)]
     assert verdict(Ahead("last half"), evidence(his=late, none=level))[0] == "confirmed"
+
+
+def test_ahead_seed_by_seed() -> None:
+    """Runs that differ much between seeds, and by 1 to 2 within each: only the paired rule sees it."""
+    wide = (-20.0, -10.0, 0.0, 10.0, 20.0)
+    mine, theirs = ramp(12, tuple(np.add(wide, (0.0, 0.5, 1.0, 0.5, 0.0)))), ramp(11, wide)
+    assert verdict(Ahead(), evidence(his=mine, none=theirs))[0] == "undecided"
+    said, outcome = verdict(Ahead(paired=True), evidence(his=mine, none=theirs))
+    assert said == "confirmed" and outcome.startswith("difference 1.40 [") and "above on 5 of 5 seeds" in outcome
+    assert verdict(Ahead(paired=True), evidence(his=theirs, none=mine))[0] == "refuted"
 
 
 def test_steadier() -> None:

@@ -13,6 +13,7 @@ from common.stats import (
     iqm,
     performance_profile,
     probability_of_improvement,
+    t_interval,
 )
 
 
@@ -87,6 +88,14 @@ def test_coverage_of_comparisons_by_simulation() -> None:
             hits[runs, "P"] += low <= 0.5 <= high
     assert 0.89 < hits[5, "difference"] / trials < 0.98 and 0.84 < hits[5, "P"] / trials < 0.95
     assert all(0.72 < hits[3, kind] / trials < 0.88 for kind in ("difference", "P"))
+
+
+def test_t_interval_is_scipys_paired_test() -> None:
+    rng = np.random.default_rng(2)
+    one, other = rng.normal(size=(2, 6))
+    found = t_interval(one - other)
+    expected = scipy_stats.ttest_rel(one, other).confidence_interval(0.95)
+    assert found == pytest.approx((float((one - other).mean()), expected.low, expected.high))
 
 
 def test_difference_interval() -> None:
