@@ -68,7 +68,7 @@ def test_a_missing_package_is_named_and_nothing_is_created(
     argv = ["--backend", backend, *(["--slurm", "time=10"] if backend == "slurm" else [])]
     process = run_with(tmp_path, *argv, PYTHONPATH=str(tmp_path))
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 2 and f"pip install 'his-marl[{backend}]'" in output, output
+    assert process.returncode == 2 and f"pip install -e '.[{backend}]'" in output, output
     assert not (tmp_path / "suite/fake").exists()
 
 
