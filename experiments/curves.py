@@ -32,7 +32,7 @@ import numpy as np
 from common.stats import bootstrap_interval, difference_interval, iqm, t_interval
 from experiments.command_line import Parser
 from experiments.scores import LABELS, changes, label_of, shown, variant_of
-from experiments.suites import task_label
+from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
@@ -291,7 +291,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
         if not (variant := variant_of(config)):
             raise CurvesError(f"{folder}: neither its name nor its flags say which algorithm it is")
         about = {"algorithm": ", ".join([label_of(variant.removesuffix("-isaacgym")), *changes(config, variant)])}
-        about |= {"rules": settings.get("rules", settings.get("sim", "")), "seed": settings["seed"]}
+        about |= {"rules": rules_of(settings), "seed": settings["seed"]}
         for row in evaluations:
             rows[""][settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
         rows["_success"][settings["scenario"]] += [about | row for row in success_rates(lines)]
@@ -304,6 +304,12 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
             raise CurvesError(f"{places[key]} and {folder} are the same task, algorithm and seed: name one of them")
         places[key] = folder
     return runs, rows
+
+
+def rules_of(settings: dict[str, Any]) -> str:
+    """The rules of a run on MPE, the back end of one on Bi-DexHands; baselines have the flags of every benchmark."""
+    field = {"mpe": "rules", "bidexhands": "sim"}.get(TASKS[settings["scenario"]].benchmark, "")
+    return settings.get(field, "")
 
 
 def titles_of(runs: Sequence[dict[str, Any]]) -> dict[str, str]:

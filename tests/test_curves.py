@@ -108,6 +108,12 @@ def test_a_folder_that_is_no_run_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_only_what_a_benchmark_has_tells_its_runs_apart() -> None:
+    every = {"rules": "harl", "sim": "isaacgym"}  # flags that each script in baselines/ has
+    tasks = {"simple_spread": "harl", "ShadowHandOver": "isaacgym", "HalfCheetah-2x3": ""}
+    assert {task: curves.rules_of(every | {"scenario": task}) for task in tasks} == tasks
+
+
 def test_one_run_does_not_count_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
