@@ -12,7 +12,7 @@ import pytest
 from experiments import claims, cost, curves, report
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.report import Cell, Evidence, Price, cell_of, judge, price, runs_for
-from experiments.scores import Curve
+from experiments.scores import Curve, variant_of
 from experiments.suites import SUITES, TASKS, expand
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def test_a_new_run_changes_the_report(tmp_path: Path) -> None:
     path.write_text(json.dumps(runs))
     given = report.gather(tmp_path)
     assert report.report(given) != before
-    key = gone["args"]["scenario"], "none" if gone["args"]["credit"] == "none" else "his"
+    key = gone["args"]["scenario"], variant_of(gone)
     assert gone["seed"] not in [curve.seed for curve in given.curves.get(key, ())]
 
 
