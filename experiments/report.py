@@ -3,7 +3,7 @@
     python -m experiments.report
 
 Reads what is committed: results/*/runs.json and the curves beside them, results/calibration.json,
-results/update_speed.json. The table of docs/reproduce.md is written too, between its two marks. Run it after
+results/variant_speed.json. The table of docs/reproduce.md is written too, between its two marks. Run it after
 `experiments.curves` has added runs; a test compares both files with what it would write.
 """
 
@@ -30,7 +30,6 @@ from experiments.scores import Curve, final, from_results, last_half, shown, ste
 from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of, task_label
 
 MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
-SINGLE = 1.25  # factor that a comparison of two single measurements must exceed
 AFFORDABLE_CORE_HOURS = 2 * 24 * 7  # two cores for a week
 BEGIN, END = "<!-- written by experiments.report: -->", "<!-- end -->"
 FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "mpe", "hands", "baselines", "ablations")
@@ -79,7 +78,7 @@ def gather(results: Path) -> Evidence:
     rates = {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
     cpus, commits = ({entry[key] for entry in entries.values()} for key in ("cpu", "commit"))
     where = f"{', '.join(sorted(cpus))}, commit {', '.join(sorted(c[:7] for c in commits))}"
-    return Evidence(curves, runs, rates, where, json.loads((results / "update_speed.json").read_text())["scenarios"])
+    return Evidence(curves, runs, rates, where, json.loads((results / "variant_speed.json").read_text())["scenarios"])
 
 
 # ---- one cell --------------------------------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def side_of(low: float, high: float) -> Side:
 def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | None:
     """What the runs of one task say; None where one side has none."""
     if isinstance(claim.rule, Dearer):
-        return dearer(claim.rule, task, other, evidence)
+        return dearer(task, claim.ours, other, evidence)
     mine, theirs = evidence.of(task, claim.ours), evidence.of(task, other)
     if not mine or not theirs:
         return None
@@ -206,25 +205,16 @@ def alike(rule: Alike, mine: Sequence[Curve], theirs: Sequence[Curve], last: int
     return f"difference {brackets(middle, low, high)}; alike within {shown(margin)}", side
 
 
-def dearer(rule: Dearer, task: str, other: str, evidence: Evidence) -> Cell | None:
-    """The cost of `other` over that of HIS, as a ratio."""
-    if rule.kind == "step":
-        runs = [run for run in expand(SUITES["ablations"], 1) if run.scenario == task and run.variant in ("his", other)]
-        found = [evidence.rates.get(kind_of(run)) for run in sorted(runs, key=lambda run: run.variant == other)]
-        base, more = ((rate.step_s * rate.cpu_share if rate else None) for rate in found)
-        if base is None or more is None:
-            return None
-        side: Side = "open" if 1 / SINGLE < more / base < SINGLE else "for" if more > base else "against"
-        return Cell(
-            task, f"{other} against his", "one measurement each", 0, f"CPU time x {more / base:.2f}", side, True
-        )
-    updates = {
-        each["update"]: each for each in evidence.updates[task]["updates"] if each["matmul_precision"] == "highest"
-    }
-    base, more = (np.array(updates[f"HIS M={m}"]["samples_ms"]) for m in ("1", other.removeprefix("M")))
+def dearer(task: str, ours: str, other: str, evidence: Evidence) -> Cell | None:
+    """The time of an update of `other` over that of `ours`; None where one was not measured."""
+    measured = evidence.updates.get(task, {})
+    if not {ours, other} <= measured.keys():
+        return None
+    base, more = (np.array(measured[variant]["samples_ms"]) for variant in (ours, other))
     middle, low, high = difference_interval(more, base)
-    outcome = f"{shown(middle)} ms [{shown(low)}, {shown(high)}] more than {shown(float(iqm(base)))} ms an update"
-    return Cell(task, f"{other} against M1", f"{len(base)} rounds", 0, outcome, side_of(low, high), True)
+    ratio = float(np.median(more / base))
+    outcome = f"x {ratio:.2f}: {brackets(middle, low, high)} ms more than {shown(float(iqm(base)))} ms"
+    return Cell(task, f"{other} against {ours}", f"{len(base)} rounds", 0, outcome, side_of(low, high), True)
 
 
 RULES: Mapping[type, Any] = {Ahead: ahead, Sooner: sooner, Fails: fails, Alike: alike}

@@ -220,7 +220,7 @@ _FULL: dict[str, Suite] = {
         ],
     ),
     "readings-screen": Suite(
-        "Readings of the unclear spots, first round: every reading inside the text, one seed, small networks and batches",
+        "Readings of the unclear spots, first round: every reading inside the text, one seed, small networks",
         [Group(_SCREENED, ["his", "none", *READINGS], (1,), 500_000, _SMALL)],
     ),
     "ideas-screen": Suite(

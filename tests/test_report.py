@@ -147,21 +147,16 @@ def test_alike() -> None:
 
 
 def test_dearer() -> None:
-    def rates(factor: float) -> dict[str, cost.Rate]:
-        runs = [r for r in expand(SUITES["ablations"], 1) if r.scenario == TASK and r.variant in ("his", "local")]
-        seconds = {"his": 0.01, "local": 0.01 * factor}
-        return {cost.kind(run): cost.Rate(seconds[run.variant] / 0.5, 0, 0, 0.5, "") for run in runs}
+    def times(**milliseconds: float) -> dict[str, Any]:
+        return {TASK: {name: {"samples_ms": list(np.array(NOISE) + ms)} for name, ms in milliseconds.items()}}
 
-    for factor, expected in ((1.5, "confirmed"), (1.1, "undecided"), (0.7, "refuted")):
-        given = dataclasses.replace(evidence(), rates=rates(factor))
-        assert verdict(Dearer("step"), given, other="local") == (expected, f"CPU time x {factor:.2f}")
-    updates = [
-        {"update": f"HIS M={m}", "matmul_precision": p, "samples_ms": list(np.array(NOISE) + ms)}
-        for m, p, ms in ((1, "highest", 50), (3, "highest", 70), (1, "medium", 90), (3, "medium", 90))
-    ]
-    given = dataclasses.replace(evidence(), updates={TASK: {"updates": updates}})
-    said, outcome = verdict(Dearer("update"), given, other="M3")
-    assert said == "confirmed" and outcome.startswith("20.0 ms [") and "more than 50.0 ms" in outcome
+    for local, expected, ratio in ((60, "confirmed", 1.2), (50.1, "undecided", 1.0), (40, "refuted", 0.8)):
+        given = dataclasses.replace(evidence(), updates=times(his=50, local=local))
+        said, outcome = verdict(Dearer(), given, other="local")
+        assert said == expected and outcome.startswith(f"x {ratio:.2f}: ") and "more than 50.0 ms" in outcome
+    given = dataclasses.replace(evidence(), updates=times(his=50, M5=70))
+    assert cell_of(claim(Dearer(), other="M5"), TASK, "M5", given) is not None
+    assert cell_of(claim(Dearer(), other="local"), TASK, "local", given) is None, "not measured"
 
 
 def test_a_variant_that_sets_the_papers_value_is_his() -> None:
@@ -221,7 +216,7 @@ def test_unfinished_runs_do_not_count(tmp_path: Path) -> None:
     (results / "runs.json").write_text(json.dumps([run | {"command": "python his_mamujoco.py --seed 1"}]))
     header = "algorithm,rules,seed,global_step,episode,return,length\n"
     (results / f"{TASK}.csv").write_text(header + "HIS,,1,500,0,1.0,9\n")
-    for name in ("calibration.json", "update_speed.json"):
+    for name in ("calibration.json", "variant_speed.json"):
         (tmp_path / name).write_bytes((ROOT / "results" / name).read_bytes())
     given = report.gather(tmp_path)
     assert given.curves == {} and "unfinished, of 1,000" in report.runs_table(given)
