@@ -30,15 +30,16 @@ class Sooner:
 
 @dataclass(frozen=True)
 class Fails:
-    """The other ends below a fifth of the way from the first evaluation to where HIS ends, and so does its interval;
-    HIS itself ends above its first evaluation."""
+    """The other ends below a fifth of the way from untrained policies (results/untrained.json) to where HIS ends, and
+    so does its interval; HIS itself ends above untrained policies."""
 
     share: float = 0.2
 
 
 @dataclass(frozen=True)
 class Alike:
-    """The difference is within a tenth of what the first of the pair has learnt, and so is its 95 % interval."""
+    """The difference is within a tenth of what the first of the pair is above untrained policies
+    (results/untrained.json), and so is its 95 % interval."""
 
     share: float = 0.1
 

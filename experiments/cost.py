@@ -24,9 +24,10 @@ from experiments.suites import TASKS, VARIANTS, Run, flags
 
 # Settings that change what is computed but not how much, or that `Run.settings` has only because of its length.
 COST_FREE = frozenset(
-    "marginal floor below_floor boxcox_low boxcox_high boxcox_scale credit_coef beta "
+    "marginal floor below_floor boxcox_low boxcox_high boxcox_scale credit_coef beta idea_strength "
     "total_timesteps eval_every log_every save_every warmup_steps".split()
 )
+RESCALED = "centred standardised alpha standardised-alpha positive annealed".split()  # ideas that cost alike
 PAPER_NUM_ENVS = {"mpe": 20, "mamujoco": 10, "bidexhands": 20}
 HANDS_ON_POLICY_ENVS = 256
 MIN_SHARE = 0.05  # of its steps that a run must have trained before its rate replaces a calibration
@@ -49,7 +50,8 @@ def kind(run: Run, extra: Sequence[str] = ()) -> str:
 
 
 def _relevant(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.settings.items() if name not in COST_FREE}
+    settings = {name: value for name, value in run.settings.items() if name not in COST_FREE}
+    return settings | {"idea": RESCALED[0]} if settings.get("idea") in RESCALED else settings
 
 
 def wall_seconds(rate: Rate, run: Run, done: int = 0) -> float:

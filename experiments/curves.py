@@ -36,7 +36,8 @@ from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
-MORE_COLORS = "gold navy darkgreen crimson indigo sienna".split()
+MORE_COLORS, MORE_STYLES = "gold navy darkgreen crimson indigo sienna".split(), ("-", "--", "-.")
+IN_PANELS = 8  # legend entries that a panel has room for
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {
     "": (*IDENTITY, "episode", "return", "length"),
@@ -188,6 +189,21 @@ def seed_by_seed(nested: Curves, one: str, other: str, last: int) -> str:
     return f"| the same, seed by seed | {len(seeds)} | " + " | ".join(cells) + " |"
 
 
+def opposed(nested: Curves) -> list[tuple[str, str]]:
+    """HIS and HASAC with the same values, wherever there are both."""
+    his, hasac = LABELS["his"], LABELS["none"]
+    pairs = [(name, hasac + name.removeprefix(his)) for name in nested if re.match(rf"{his}(, |$)", name)]
+    return [(one, other) for one, other in pairs if other in nested]
+
+
+def without_shared(nested: Curves) -> tuple[Curves, list[str]]:
+    """Algorithms without the values that all of them have in place of the paper's, and these values."""
+    parts = {name: re.split(r", (?=\w+=)", name) for name in nested}
+    shared = [part for part in [*parts.values()][0][1:] if all(part in each[1:] for each in parts.values())]
+    names = {name: ", ".join(part for part in each if part not in shared) for name, each in parts.items()}
+    return {names[name]: seeds for name, seeds in nested.items()}, shared
+
+
 def comparison(nested: Curves, bounds: dict[str, float]) -> str:
     """Markdown: last evaluation and mean of the second half of the curve, and where HIS stands against HASAC.
 
@@ -206,14 +222,16 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
             low, high = bootstrap_interval([values])
             cells.append(f"{shown(float(iqm(values)))} [{shown(float(low))}, {shown(float(high))}]")
         lines.append(f"| {algorithm}, to step {steps[-1]:,} | {len(seeds)} | " + " | ".join(cells) + " |")
-    his, hasac = LABELS["his"], LABELS["none"]
-    if his in last and hasac in last and min(len(nested[his]), len(nested[hasac])) >= MIN_COMPARED:
+    for his, hasac in opposed(nested):
+        if min(len(nested[his]), len(nested[hasac])) < MIN_COMPARED:
+            continue
         cells, common = [], min(complete(nested, algorithm)[0][-1] for algorithm in (his, hasac))
         for one, other in zip(scores(nested, his, common), scores(nested, hasac, common)):
             middle, low, high = difference_interval(one, other)
             verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
             cells.append(f"**{verdict}**: {shown(middle)} [{shown(low)}, {shown(high)}]")
-        lines.append(f"| HIS - HASAC, to step {common:,} | | " + " | ".join(cells) + " |")
+        values = his.removeprefix(LABELS["his"])
+        lines.append(f"| HIS - HASAC{values}, to step {common:,} | | " + " | ".join(cells) + " |")
         if row := seed_by_seed(nested, his, hasac, common):
             lines.append(row)
     if {"oracle", "random"} <= bounds.keys():
@@ -240,7 +258,9 @@ def plot(
     kinds = {"return of deterministic evaluation episodes": scenarios} | (
         {"success rate": successes} if successes else {}
     )
-    size = (width, height * len(kinds))
+    crowd = max(len(nested) + len(bounds.get(scenario, {})) for scenario, nested in scenarios.items())
+    size = (width, height * len(kinds) + (0 if crowd <= IN_PANELS else 0.2 * crowd / 3))
+    entries: dict[str, Any] = {}
     figure, panels = plt.subplots(len(kinds), len(scenarios), figsize=size, layout="constrained", squeeze=False)
     cells = [(i, j, scenario) for i in range(len(kinds)) for j, scenario in enumerate(scenarios)]
     for i, j, scenario in cells:
@@ -250,26 +270,36 @@ def plot(
             continue
         others = [algorithm for algorithm in nested if algorithm not in COLORS]
         for algorithm, seeds in nested.items():
-            color = COLORS.get(algorithm) or MORE_COLORS[others.index(algorithm) % len(MORE_COLORS)]
-            for points in seeds.values():
-                axes.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.45)
+            color, style = COLORS.get(algorithm), "-"
+            if color is None:
+                turn, index = divmod(others.index(algorithm), len(MORE_COLORS))
+                color, style = MORE_COLORS[index], MORE_STYLES[turn % len(MORE_STYLES)]
+            if len(seeds) > 1:
+                for points in seeds.values():
+                    axes.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.45)
             steps, returns = complete(nested, algorithm)
             label = f"{algorithm.replace('`', '')}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-            axes.plot(steps, iqm(returns), color=color, linewidth=2.2, label=label)
+            (line,) = axes.plot(steps, iqm(returns), color=color, linestyle=style, linewidth=2.2, label=label)
+            entries.setdefault(algorithm.replace("`", ""), line)
             if len(seeds) > 1:
                 low, high = bootstrap_interval([returns], draws=2000)
                 axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
         for policy, value in bounds.get(scenario, {}).items() if i == 0 else ():
             if policy not in ("random", "oracle"):
                 continue
-            axes.axhline(value, color="black", linewidth=1, linestyle="--" if policy == "oracle" else ":", label=policy)
+            style = "--" if policy == "oracle" else ":"
+            entries[policy] = axes.axhline(value, color="black", linewidth=1, linestyle=style, label=policy)
         axes.set(title=scenario, xlabel="environment steps")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if crowd <= IN_PANELS:
+            axes.legend(fontsize=8)
         if i:
             axes.set_ylim(-0.03, 1.03)
     for i, name in enumerate(kinds):
         panels[i][0].set_ylabel(name)
+    if crowd > IN_PANELS:  # one for all, below
+        columns = max(2, int(width) // 3)
+        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -395,10 +425,14 @@ def main() -> int:
         titles = titles_of(runs)
     except CurvesError as error:
         parser.error(str(error))
-    bounds = {titles.get(task, task): policies for task, policies in bounds_of.items()}
     write(args.out, runs, rows)
-    returns = {titles[scenario]: curves(lines) for scenario, lines in sorted(rows[""].items())}
-    rates = {titles[s]: curves(lines, "success_rate") for s, lines in sorted(rows["_success"].items()) if lines}
+    returns, rates, bounds = {}, {}, {}
+    for scenario, lines in sorted(rows[""].items()):
+        nested, shared = without_shared(curves(lines))
+        title = titles[scenario] = ", ".join([titles[scenario], *shared])
+        returns[title], bounds[title] = nested, bounds_of.get(scenario, {})
+        if rows["_success"][scenario]:
+            rates[title], _ = without_shared(curves(rows["_success"][scenario], "success_rate"))
     plot(returns, rates, bounds, args.out / "curves.png")
     for title, nested in returns.items():
         print(f"\n{title}\n\n{table(nested, args.steps)}\n\n{comparison(nested, bounds.get(title, {}))}")

@@ -115,9 +115,13 @@ def progress(folder: Path) -> Progress:
         return Progress()
     newest = tail[-1]
     step_s = None
-    started = next((line for line in head if line["update_step"] > 0), None)
-    if started and newest["global_step"] > started["global_step"]:
-        step_s = (newest["wall_s"] - started["wall_s"]) / (newest["global_step"] - started["global_step"])
+    # From the first line after a round of updates to the last: between lies the work of whole rounds.
+    lines = head + [line for line in tail if not head or line["global_step"] > head[-1]["global_step"]]
+    before = [0, *(line["update_step"] for line in lines)]
+    rounds = [line for updates, line in zip(before, lines) if line["update_step"] > updates]
+    if rounds and rounds[-1]["global_step"] > rounds[0]["global_step"]:
+        started, ended = rounds[0], rounds[-1]
+        step_s = (ended["wall_s"] - started["wall_s"]) / (ended["global_step"] - started["global_step"])
     return Progress(newest["global_step"], step_s, _newest(tail, "eval/return_mean"), _newest(tail, "charts/SPS"))
 
 

@@ -2,8 +2,9 @@
 
     python experiments/ideas.py --idea capped --scenario simple_spread --seed 1 --total-timesteps 500000
 
-For the readings study (suites `ideas-screen` and `ideas`). None of it is HIS: what proves itself may become a preset of
-the scripts, the rest stays here. Everything else, flags, run folder and exact continuation included, is the script's.
+For the readings study (suites `ideas-screen` and `readings`). None of it is HIS: what proves itself may become a preset
+of the scripts, the rest stays here. Everything else, flags, run folder and exact continuation included, is the
+script's.
 """
 
 import dataclasses
@@ -92,6 +93,14 @@ def credit_class(script: ModuleType, context: Context) -> type:
         def absent(self, members: Tensor, actions: Tensor) -> Tensor:
             """Actions (B, sum A_i) with those of the agents outside `members` replaced."""
             return torch.where(members[:, self.agent_of_slot], actions, self.fill)
+
+        def diagnostics(self) -> dict[str, Tensor]:
+            """The script's, with the empty coalition that this idea has."""
+            found = super().diagnostics()
+            if "credit/efficiency_gap" in found and self.args.idea.startswith("relative"):
+                q, nobody = (script.min_q(self.critic, self.batch.state, a) for a in (self.batch.actions, self.fill))
+                found["credit/efficiency_gap"] = (self.phi.sum(0) - (q - nobody)).abs().mean()
+            return found
 
         def of(self, actions: Tensor, agent: int | None = None) -> Tensor:
             if not self.args.idea.startswith("relative"):

@@ -46,7 +46,7 @@ from experiments.scores import (
     steps_interval,
     steps_to,
 )
-from experiments.suites import SUITES, Suite, task_label
+from experiments.suites import SUITES, Settings, Suite, task_label
 
 Rows = list[dict[str, Any]]
 ALL = "all tasks"
@@ -90,17 +90,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 # ---- what is there, what is missing ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Wanted:
-    """A cell of the suite: so many seeds of a variant on a task."""
+    """A cell of the suite: so many seeds of a variant on a task, and what its group sets for all its runs."""
 
     task: str
     variant: str
     seeds: Sequence[int]
+    settings: Settings
 
 
 def wanted(suite: Suite, tasks: Sequence[str] | None, variants: Sequence[str] | None) -> list[Wanted]:
     """Every task and variant of a suite."""
     return [
-        Wanted(task, variant, group.seeds)
+        Wanted(task, variant, group.seeds, group.settings)
         for group in suite.groups
         for task in group.tasks
         for variant in group.variants
@@ -113,23 +114,34 @@ def panel_of(task: str, variant: str) -> str:
     return f"{task_label(task)} ({APART[variant]})" if variant in APART else task_label(task)
 
 
+def shown_as(variant: str) -> str:
+    """The name of a variant in its panel: where that is of long runs, those of `his-long` are HIS."""
+    return variant.removesuffix("-long")
+
+
 def load(cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path]) -> list[Curve]:
-    """The curves of these cells; where a run is both collected and a folder, the folder counts."""
+    """The curves of these cells; where a run is both collected and a folder, the folder counts.
+
+    Of what is collected, only the suite's seeds: other seeds may have served to choose what the suite compares.
+    """
     known = {(case.task, case.variant) for case in cases}
+    seeds = {(case.task, case.variant, seed) for case in cases for seed in case.seeds}
+    settings = {(case.task, case.variant): case.settings for case in cases}
     found: dict[tuple[str, str, int], Curve] = {}
     for place in results:
         try:
-            collected = from_results(place)
+            collected = from_results(place, settings)
         except FileNotFoundError as error:
             raise folders.SuiteError(f"--results {place}: no {Path(error.filename).name} there") from error
-        found |= {(curve.task, curve.variant, curve.seed): curve for curve in collected}
+        keyed = {(curve.task, curve.variant, curve.seed): curve for curve in collected}
+        found |= {key: curve for key, curve in keyed.items() if key in seeds}
     for (task, seed, name), folder in (folders.find(runs_dir) if runs_dir.exists() else {}).items():
         if (task, name) in known and (curve := from_folder(folder.path, folder.config)):
             if curve.variant != name:
                 raise folders.SuiteError(f"{folder.path}: its settings are not those of the variant {name}")
             found[task, name, seed] = curve
     curves = [
-        dataclasses.replace(curve, task=panel_of(curve.task, curve.variant))
+        dataclasses.replace(curve, task=panel_of(curve.task, curve.variant), variant=shown_as(curve.variant))
         for key, curve in found.items()
         if key[:2] in known
     ]
@@ -145,13 +157,13 @@ def missing(cases: Sequence[Wanted], curves: Sequence[Curve]) -> Rows:
     rows: Rows = []
     for case in cases:
         panel = panel_of(case.task, case.variant)
-        mine = [c for c in curves if (c.task, c.variant) == (panel, case.variant)]
+        mine = [c for c in curves if (c.task, c.variant) == (panel, shown_as(case.variant))]
         done = sum(c.finished for c in mine)
         begun = sorted(f"{c.seed} (step {c.steps[-1]:,} of {c.total:,})" for c in mine if not c.finished)
-        absent = sorted(set(case.seeds) - {c.seed for c in mine})[: max(len(case.seeds) - len(mine), 0)]
-        if done < len(case.seeds) or begun:
+        absent = sorted(set(case.seeds) - {c.seed for c in mine})
+        if absent or begun:
             rows.append(
-                {"task": panel, "variant": case.variant, "seeds": len(case.seeds), "finished": done}
+                {"task": panel, "variant": shown_as(case.variant), "seeds": len(case.seeds), "finished": done}
                 | {"unfinished": "; ".join(begun), "no_evaluation": " ".join(map(str, absent))}
             )
     return rows
@@ -168,6 +180,11 @@ def missing_lines(rows: Rows) -> list[str]:
     return [f"missing: {text} ({', '.join(tasks)})" for text, tasks in alike.items()]
 
 
+def apart(panel: str) -> bool:
+    """Whether a panel is of variants that are compared apart from the others on its task."""
+    return panel.endswith(tuple(f"({words})" for words in APART.values()))
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def scores_of(variants: Mapping[str, Sequence[Curve]], score: Callable[[Curve, int], float]) -> dict[str, np.ndarray]:
     """Variant -> score of its runs, (R,), all at the step that all runs have."""
@@ -176,8 +193,8 @@ def scores_of(variants: Mapping[str, Sequence[Curve]], score: Callable[[Curve, i
 
 
 def together(done: Cells, base: str) -> Cells:
-    """The tasks that `base` has, with the variants that have all of them."""
-    tasks = [task for task, variants in done.items() if base in variants]
+    """The tasks that `base` has, with the variants that have all of them; without the panels of APART."""
+    tasks = [task for task, variants in done.items() if base in variants and not apart(task)]
     names = [name for name in dict.fromkeys(v for t in tasks for v in done[t]) if all(name in done[t] for t in tasks)]
     return {task: {name: done[task][name] for name in names} for task in tasks}
 
@@ -224,6 +241,11 @@ def _band(task: str, name: str, strata: Sequence[np.ndarray], x: np.ndarray) -> 
     ]
 
 
+def ends(strata: Sequence[np.ndarray], low: float, high: float) -> dict[str, float | str]:
+    """Both ends of an interval; empty where some task has a single run, which resampling cannot vary."""
+    return {"low": low, "high": high} if min(map(len, strata)) > 1 else {"low": "", "high": ""}
+
+
 def score_rows(done: Cells, common: Cells) -> Rows:
     """IQM and interval of both scores; for all tasks together of normalised scores, runs resampled within tasks."""
     rows: Rows = []
@@ -232,13 +254,14 @@ def score_rows(done: Cells, common: Cells) -> Rows:
             last = horizon(variants)
             for name, values in scores_of(variants, score).items():
                 row = {"task": task, "variant": name, "score": label, "step": last, "runs": len(values)}
-                rows.append(row | dict(zip(("iqm", "low", "high"), interval(values))))
+                middle, low, high = interval(values)
+                rows.append(row | {"iqm": middle} | ends([values], low, high))
         if len(common) > 1:
             for name, strata in normalised(common, score).items():
                 every = np.concatenate(strata)
                 low, high = map(float, bootstrap_interval(strata))
                 row = {"task": ALL, "variant": name, "score": label, "step": "", "runs": len(every)}
-                rows.append(row | {"iqm": float(iqm(every)), "low": low, "high": high})
+                rows.append(row | {"iqm": float(iqm(every))} | ends(strata, low, high))
     return rows
 
 
@@ -273,11 +296,13 @@ def improvement_rows(done: Cells, base: str) -> Rows:
         scores = {task: scores_of(variants, score) for task, variants in done.items()}
         for other in others:
             tasks = [task for task, variants in done.items() if base in variants and other in variants]
-            for name, members in [*((task, [task]) for task in tasks), *([(ALL, tasks)] if len(tasks) > 1 else [])]:
+            whole = [task for task in tasks if not apart(task)]
+            for name, members in [*((task, [task]) for task in tasks), *([(ALL, whole)] if len(whole) > 1 else [])]:
                 ones, theirs = ([scores[task][side] for task in members] for side in (base, other))
                 row = {"base": base, "other": other, "score": label, "task": name, "tasks": len(members)}
                 row |= {"runs": sum(map(len, ones)), "other_runs": sum(map(len, theirs))}
-                rows.append(row | dict(zip(("probability", "low", "high"), improvement_interval(ones, theirs))))
+                probability, low, high = improvement_interval(ones, theirs)
+                rows.append(row | {"probability": probability} | ends([*ones, *theirs], low, high))
     return rows
 
 
@@ -304,8 +329,9 @@ class Painter:
         matplotlib.use("Agg")
         matplotlib.rcParams["svg.hashsalt"] = "his"  # the same data give the same file
         from matplotlib import pyplot
+        from matplotlib.ticker import MaxNLocator
 
-        self.out, self.pyplot = out, pyplot
+        self.out, self.pyplot, self.locator = out, pyplot, MaxNLocator
         palette = pyplot.get_cmap("tab10" if len(variants) <= 10 else "tab20").colors  # type: ignore[attr-defined]
         self.colors = {name: palette[i % len(palette)] for i, name in enumerate(variants)}
 
@@ -321,6 +347,7 @@ class Painter:
             axes.set_title(title, fontsize=10)
             axes.grid(alpha=0.3)
             axes.tick_params(labelsize=8)
+            axes.xaxis.set_major_locator(self.locator(5))
         return figure, dict(zip(titles, grid.flat))
 
     def legend(self, figure: Any, names: Iterable[str]) -> None:
@@ -380,7 +407,8 @@ def draw_points(painter: Painter, rows: Rows, name: str, panel: str, value: str,
                 )
                 continue
             high = row["high"] if row["high"] != "" else row.get("within", row[value])
-            each.plot([row["low"], high], [y, y], color=color, linewidth=1.6)
+            if row["low"] != "":
+                each.plot([row["low"], high], [y, y], color=color, linewidth=1.6)
             each.plot([row[value]], [y], "o", color=color, markersize=5, markerfacecolor="white" if hollow else color)
         runs = {row[key]: row.get("other_runs", row["runs"]) for row in mine}
         ticks = [f"{label_of(other).replace('`', '')} ({runs[other]})" for other in names]
@@ -428,7 +456,7 @@ def plot_suite(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     if not cases:
         raise folders.SuiteError(f"{args.suite} has no run of these tasks with these variants")
     curves = load(cases, args.runs_dir, args.results)
-    order = list(dict.fromkeys(case.variant for case in cases))
+    order = list(dict.fromkeys(shown_as(case.variant) for case in cases))
     panels = list(dict.fromkeys(panel_of(case.task, case.variant) for case in cases))
     curves.sort(key=lambda c: (panels.index(c.task), order.index(c.variant), c.seed))
     done = cells([curve for curve in curves if curve.finished], order)
@@ -487,6 +515,8 @@ def remarks(done: Cells, common: Cells, base: str, tables: Mapping[str, Rows]) -
     names = next(iter(common.values()), {})
     if left := [name for name in dict.fromkeys(n for v in done.values() for n in v) if name not in names and common]:
         lines.append(f"not in what is over all tasks, since not on each task that {base} has: {', '.join(left)}")
+    if alone := sum(row["runs"] == 1 and row["score"] == "final" and row["task"] != ALL for row in tables["scores"]):
+        lines.append(f"{alone} of the means are of one run: no interval there, nor in what they enter over all tasks")
     if not tables["efficiency"]:
         lines.append("no efficiency: no finished run of the variant whose level is to be reached")
     return lines

@@ -3,8 +3,8 @@
     python -m experiments.report
 
 Reads what is committed: results/*/runs.json and the curves beside them, results/calibration.json,
-results/variant_speed.json. The table of docs/reproduce.md is written too, between its two marks. Run it after
-`experiments.curves` has added runs; a test compares both files with what it would write.
+results/variant_speed.json, results/untrained.json. The table of docs/reproduce.md is written too, between its two
+marks. Run it after `experiments.curves` has added runs; a test compares both files with what it would write.
 """
 
 import dataclasses
@@ -26,13 +26,15 @@ from experiments import cost
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.command_line import Parser
 from experiments.processes import ROOT
-from experiments.scores import Curve, final, from_results, last_half, shown, steps_to, variant_of
+from experiments.scores import Curve, changes, final, from_results, last_half, shown, steps_to, variant_of
 from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of, task_label
 
 MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
 AFFORDABLE_CORE_HOURS = 2 * 24 * 7  # two cores for a week
 BEGIN, END = "<!-- written by experiments.report: -->", "<!-- end -->"
-FIGURES = ("fig2", "fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "mpe", "hands", "baselines", "ablations")
+FIGURES = tuple(
+    "fig2 fig3 fig4 fig5 fig6 fig7 fig8 mpe hands baselines ablations readings-screen ideas-screen readings".split()
+)
 Side = Literal["for", "against", "open"]
 
 
@@ -46,6 +48,7 @@ class Evidence:
     rates: Mapping[str, cost.Rate]
     calibrated: str
     updates: Mapping[str, Any]
+    untrained: Mapping[str, float]
 
     def of(self, task: str, variant: str) -> Sequence[Curve]:
         """Finished runs of a variant; of HIS where the variant sets what the paper has for the task anyway."""
@@ -78,7 +81,10 @@ def gather(results: Path) -> Evidence:
     rates = {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
     cpus, commits = ({entry[key] for entry in entries.values()} for key in ("cpu", "commit"))
     where = f"{', '.join(sorted(cpus))}, commit {', '.join(sorted(c[:7] for c in commits))}"
-    return Evidence(curves, runs, rates, where, json.loads((results / "variant_speed.json").read_text())["scenarios"])
+    updates = json.loads((results / "variant_speed.json").read_text())["scenarios"]
+    returns = json.loads((results / "untrained.json").read_text())["returns"]
+    untrained = {task: float(np.mean(values)) for task, values in returns.items()}
+    return Evidence(curves, runs, rates, where, updates, untrained)
 
 
 # ---- one cell --------------------------------------------------------------------------------------------------------
@@ -132,7 +138,12 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
         return None
     last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
     family = max(1, sum(enough_runs(evidence, claim, *each) for each in product(claim.tasks, claim.others)))
-    outcome, side = RULES[type(claim.rule)](claim.rule, mine, theirs, last, family)
+    rule = claim.rule
+    if isinstance(rule, (Fails, Alike)):
+        if task not in evidence.untrained:
+            return None
+        rule = Since(rule, evidence.untrained[task])
+    outcome, side = RULES[type(claim.rule)](rule, mine, theirs, last, family)
     enough = enough_runs(evidence, claim, task, other)
     pair = f"{claim.ours} against {other}"
     return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
@@ -180,12 +191,20 @@ def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: i
     return f"P(sooner at {shown(level)}) {words}; {reached}", side
 
 
-def fails(rule: Fails, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
-    start = float(np.mean([curve.returns[0] for curve in (*mine, *theirs)]))
+@dataclass(frozen=True)
+class Since:
+    """A rule that asks what has been learnt, and what untrained policies earn."""
+
+    rule: Fails | Alike
+    start: float
+
+
+def fails(since: Since, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
+    start = since.start
     ends, values = (np.array([final(curve, last) for curve in side]) for side in (mine, theirs))
     if float(bootstrap_interval([ends])[0]) <= start:
-        return "what it is compared with does not end above its first evaluation", "open"
-    effective = start + rule.share * (float(iqm(ends)) - start)
+        return "what it is compared with does not end above untrained policies", "open"
+    effective = start + since.rule.share * (float(iqm(ends)) - start)
 
     def interval(level: float) -> tuple[float, float, float]:
         low, high = bootstrap_interval([values], level=level)
@@ -195,9 +214,9 @@ def fails(rule: Fails, mine: Sequence[Curve], theirs: Sequence[Curve], last: int
     return f"ends at {words}; effective from {shown(effective)}", side
 
 
-def alike(rule: Alike, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
+def alike(since: Since, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     ones, others = (np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs))
-    margin = rule.share * abs(float(iqm(ones)) - float(np.mean([curve.returns[0] for curve in mine])))
+    margin = since.rule.share * abs(float(iqm(ones)) - since.start)
     middle, low, high = difference_interval(others, ones)
     _, wide_low, wide_high = difference_interval(others, ones, level=1 - 0.05 / family)
     apart = wide_low > margin or wide_high < -margin
@@ -411,13 +430,20 @@ def runs_table(evidence: Evidence) -> str:
     return "\n".join(lines)
 
 
+def name_in_results(run: Run) -> str:
+    """The variant as `from_results` names it: with the values that its suite has in place of the paper's."""
+    args = json.loads(json.dumps({"scenario": run.scenario, "credit": "his", **run.settings}))
+    ours = run.script.startswith(("his_", "experiments/"))
+    return " ".join([run.variant, *(changes({"args": args}, run.variant) if ours else [])])
+
+
 def figures_table(evidence: Evidence) -> str:
     """The table of docs/reproduce.md: what a figure takes, what we ran of it."""
     lines = ["| suite | shows | run it | full scale | what we ran |", "|---|---|---|---|---|"]
     for name in FIGURES:
         suite = SUITES[name]
         runs = expand(suite)
-        cells = {(run.scenario, run.variant) for run in runs}
+        cells = {(run.scenario, name_in_results(run)) for run in runs}
         done: dict[str, list[str]] = {}
         for (task, variant), curves in evidence.curves.items():
             if (task, variant) in cells:

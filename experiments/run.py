@@ -278,6 +278,8 @@ def table(
     """The running runs, at most `height` lines, and a line for the whole."""
     count = Counter(job.state for job in jobs)
     rows, left, done = [], [], 0
+    unknown: list[int] = []  # steps of runs that nothing is known of
+    known = 0
     for job in jobs:
         if job.state == "finished":
             done += job.run.total_steps
@@ -288,11 +290,19 @@ def table(
         if progress.step_s is not None:  # the run's own speed says more than any other
             rate = cost.Rate(progress.step_s, 0.0, 0.0, 1.0, "itself")
         seconds = cost.wall_seconds(rate, job.run, progress.step) if rate else None
-        if seconds is not None and job.state in ("running", "waiting", "elsewhere"):
-            left.append(seconds)
+        if job.state in ("running", "waiting", "elsewhere"):
+            steps = max(job.run.total_steps - progress.step, 0)
+            if seconds is None:
+                unknown.append(steps)
+            else:
+                left.append(seconds)
+                known += steps
         if job.state in ("running", "elsewhere"):
             rows.append(row(job, progress, seconds))
     total = sum(job.run.total_steps for job in jobs)
+    if known:  # the others as the mean of those
+        mean = sum(left) / known
+        left += [steps * mean for steps in unknown]
     eta = clock(max(sum(left) / workers, max(left))) if left else "?"
     states = ", ".join(f"{count[state]} {state}" for state in ("finished", "running", "elsewhere", "waiting", "failed"))
     summary = f"{100 * done / total:5.1f} % of {total:,} steps; {states.replace(', 0 elsewhere', '')}; ETA {eta}"

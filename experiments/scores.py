@@ -18,12 +18,13 @@ import numpy as np
 
 from common.readings import Readings
 from common.stats import bootstrap_interval, iqm
-from experiments.suites import TASKS, VARIANTS, paper_values, schedule, script_of, settings_of
+from experiments.suites import TASKS, VARIANTS, Settings, paper_values, schedule, script_of, settings_of
 
 LABELS = {"his": "HIS", "none": "HASAC (`--credit none`)", "share": "HIS-SHARE", "local": "HIS-LOCAL"}
 LABELS |= {"hasac": "HASAC (HARL's values)"}
 LABELS |= {name: name.upper() for name in ("happo", "hatrpo", "mappo", "facmac", "sqddpg", "ppo")}
-ENVIRONMENT = {"obs_mode": "full", "base_force_scale": 0.25, "isaac_done_semantics": False}  # see `changes`
+# Defaults of what the paper has not: see `changes`.
+OURS = {"obs_mode": "full", "base_force_scale": 0.25, "isaac_done_semantics": False, "idea_strength": 1.0}
 _BY_FLAGS = ("none", "share", "local", "no-bc", "action")  # variants that a run without a name is known by
 
 
@@ -75,15 +76,16 @@ def _has(args: Mapping[str, Any], variant: str, task: str) -> bool:
     return task in TASKS and all(args.get(name) == value for name, value in settings_of(variant, task).items())
 
 
-def changes(config: Mapping[str, Any], variant: str) -> list[str]:
+def changes(config: Mapping[str, Any], variant: str, settings: Settings | None = None) -> list[str]:
     """Where a run of a HIS script, or of its HASAC twin with HIS's values, has other values than the paper's.
 
     As `name=value`, without what its variant sets. Fields that the paper leaves open are held against our defaults.
+    `settings`: what a suite gives to all its runs of this kind, in place of the paper's values.
     """
     args, task = config["args"], config["args"]["scenario"]
     if task not in TASKS or ("credit" not in args and args.get("preset") != "his"):
         return []
-    expected = {**asdict(Readings()), **ENVIRONMENT, **paper_values(task)}
+    expected = {**asdict(Readings()), **OURS, **paper_values(task), **(settings or {})}
     expected |= {
         name: value for name, value in schedule(args.get("total_timesteps", 10**7)).items() if name in expected
     }
@@ -121,11 +123,11 @@ def from_folder(folder: Path, config: Mapping[str, Any]) -> Curve | None:
     return Curve(args["scenario"], variant_of(config), args["seed"], steps, returns, total, finished)
 
 
-def from_results(folder: Path) -> list[Curve]:
+def from_results(folder: Path, settings: Mapping[tuple[str, str], Settings] | None = None) -> list[Curve]:
     """The curves that `experiments.curves` has collected in a folder of results/; FileNotFoundError without runs.json.
 
     Runs of the particle environments under HARL's rules get the variant `<variant>-harl-rules`, runs with other values
-    than the paper's have them in the variant's name.
+    than the paper's have them in the variant's name. `settings`: of (task, variant), see `changes`.
     """
     found, rows = [], {}
     for run in json.loads((folder / "runs.json").read_text()):
@@ -137,7 +139,7 @@ def from_results(folder: Path) -> list[Curve]:
                     rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(row)
         steps, returns = _means(rows[task][run["algorithm"], run["rules"], run["seed"]])
         variant, total = variant_of(run), run["args"]["total_timesteps"]
-        different = changes(run, variant)
+        different = changes(run, variant, (settings or {}).get((task, variant)))
         if run["rules"] == "harl" and not variant.endswith("-harl-rules"):
             variant += "-harl-rules"
         variant = " ".join([variant, *different])

@@ -109,6 +109,8 @@ VARIANTS: dict[str, Variant] = {
     **{f"idea-{idea}": Variant({"idea": idea}, "experiments/ideas.py") for idea in IDEAS},
     "idea-capped-tenth": Variant({"idea": "capped", "idea_strength": 0.1}, "experiments/ideas.py"),
     "idea-recent": Variant({"idea": "recent", "idea_strength": 0.1}, "experiments/ideas.py"),
+    # At strength 2 nothing is left of the whole team's Q: as "masked", the absent acting as in the buffer.
+    "idea-masked-history": Variant({"idea": "half-history", "idea_strength": 2.0}, "experiments/ideas.py"),
     "masked": Variant({"credit": "local", "marginal": "value"}),
 }
 _IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["masked"]
@@ -156,6 +158,7 @@ _SWEEP_TASKS = ["simple_spread", "HalfCheetah-6x1", "ShadowHandDoorOpenOutward"]
 _ABLATIONS = "his none share local no-bc action".split()
 _FACMAC_TASKS = "Ant-2x4 Ant-4x2 HalfCheetah-2x3 HalfCheetah-6x1 Walker2d-2x3 ManyAgentSwimmer-10x2".split()
 _SCREENED = "simple_spread simple_reference HalfCheetah-2x3".split()
+_ALL_SCREENED = [*_SCREENED, "HalfCheetah-6x1", "Ant-4x2"]
 # A seventh of an update's time. As many updates as with the paper's values, so that the temperature falls as far.
 _SMALL: Settings = dict(batch_size=256, hidden_sizes=(128, 128))
 _M, _BETA = [f"M{m}" for m in (1, 2, 3, 5)], [f"beta{beta}" for beta in (2, 5, 10, 20, 50)]
@@ -228,9 +231,9 @@ _FULL: dict[str, Suite] = {
         [Group(_SCREENED, ["his", "none", *_IDEAS], (1,), 500_000, _SMALL)],
     ),
     "readings": Suite(
-        "Readings, second round: fresh seeds, all tasks, two longer runs; pick the survivors with --variants",
+        "Readings and ideas, second round: fresh seeds, all tasks, two longer runs; pick the survivors with --variants",
         [
-            Group([*_SCREENED, "HalfCheetah-6x1", "Ant-4x2"], ["his", "none", *READINGS], (11, 12, 13), 500_000),
+            Group(_ALL_SCREENED, ["his", "none", *READINGS, *_IDEAS], (11, 12, 13), 500_000),
             Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000),
         ],
     ),

@@ -9,7 +9,7 @@ import pytest
 from experiments.command_line import Parser, positive, whole
 
 TOOLS = "bidex_speed bidex_untrained credit_view curves env_speed gif mpe_bounds plot report run update_speed".split()
-TOOLS += ["variant_speed"]
+TOOLS += ["untrained", "variant_speed"]
 
 
 def refusal(parser: Parser, capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -148,6 +148,41 @@ def test_values_that_are_not_the_papers_are_named(
     assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500"]
 
 
+def test_values_that_all_runs_share_stand_in_the_title(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """... and HIS is compared with HASAC of the same values only."""
+    small = {"batch_size": 256, "hidden_sizes": [128, 128], "total_timesteps": 20_000, "warmup_steps": 2000}
+    folders = []
+    for credit, seed, end in ((c, s, e) for c, e in (("his", 5.0), ("none", 3.0)) for s in (1, 2, 3)):
+        folders.append(make_run(tmp_path / f"{credit}{seed}", credit, seed, {100: [1.0], 200: [end + 0.1 * seed]}))
+        config = json.loads((folders[-1] / "config.json").read_text())
+        config["args"] |= small
+        (folders[-1] / "config.json").write_text(json.dumps(config))
+    printed = run_curves(monkeypatch, capsys, *folders, "--out", tmp_path / "a", "--steps", 200)
+    assert "HalfCheetah-6x1, hidden_sizes=[128, 128], batch_size=256\n" in printed
+    assert "| HIS | **5.20** (5.10, 5.20, 5.30) |" in printed and "| HIS - HASAC, to step 200 | | **ahead**" in printed
+    other = make_run(tmp_path / "x", "his", 1, {100: [1.0], 200: [9.0]})
+    printed = run_curves(monkeypatch, capsys, *folders, other, "--out", tmp_path / "b", "--steps", 200)
+    assert "HalfCheetah-6x1\n" in printed and "| HIS | **9.00** (9.00) |" in printed
+    assert "| HIS - HASAC, hidden_sizes=[128, 128], batch_size=256, to step 200 | | **ahead**" in printed
+
+
+def test_many_algorithms_have_one_legend_and_lines_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from matplotlib.figure import Figure
+
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    nested = {f"idea-{i}": {1: {100: 1.0 * i, 200: 2.0 * i}} for i in range(16)} | {"HIS": {1: {100: 0.0, 200: 1.0}}}
+    curves.plot({"a": nested, "b": dict(list(nested.items())[:3])}, {}, {}, tmp_path / "x.png")
+    (figure,) = shown
+    assert len(figure.legends[0].texts) == 17 and all(axes.get_legend() is None for axes in figure.axes)
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == 17
+
+
 def test_diagnostics_are_medians_over_agents_and_tenths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

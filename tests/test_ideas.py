@@ -111,6 +111,7 @@ def test_relative_credit_is_what_acting_adds_to_the_policies(script: Any, idea: 
     assert not torch.equal(credit.fill, torch.zeros_like(actions))
     gain = script.min_q(credit.critic, state, actions) - script.min_q(credit.critic, state, credit.fill)
     torch.testing.assert_close(credit.phi.sum(0), gain, rtol=0, atol=1e-5)
+    assert credit.diagnostics()["credit/efficiency_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("idea", ["half", "half-history"])

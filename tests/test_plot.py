@@ -202,6 +202,46 @@ def test_collected_runs_come_in_and_a_run_folder_takes_precedence(
     assert finals == {"his": "9.0", "none": "2.0", "facmac": "4.0"}  # no-bc is not in this suite
 
 
+def test_only_the_seeds_and_settings_of_a_suite_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_pictures: None
+) -> None:
+    """Seed 7 served to choose, seed 2 has other values than the suite: neither is its run."""
+    small = {"batch_size": 256}
+    group = suites.Group(TASKS[:1], ["his"], (1, 2, 3), settings=small)
+    monkeypatch.setitem(suites.SUITES, "toy", suites.Suite("a toy", [group]))
+    runs = [write_run(tmp_path / "runs", TASKS[0], "his", s, [1, 2, 3, s], batch_size=256) for s in (1, 3, 7)]
+    runs.append(write_run(tmp_path / "runs", TASKS[0], "his", 2, [1, 2, 3, 2], batch_size=1000))
+    words = ["curves", *map(str, runs), "--out", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", words)
+    assert collector.main() == 0
+    where = ["--results", str(tmp_path / "results"), "--runs-dir", str(tmp_path / "none")]
+    assert plot.main(["toy", *where, "--out", str(tmp_path / "out")]) == 0
+    assert "missing: his: 2 of 3 runs finished; nothing of seed 2 (" in capsys.readouterr().out
+    assert {row["seed"] for row in table(tmp_path / "out/runs.csv")} == {"1", "3"}
+
+
+def test_long_runs_are_compared_among_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_pictures: None
+) -> None:
+    """... and stay out of what is over all tasks. A single run has no interval."""
+    groups = [suites.Group(TASKS, ["his", "none"], (1,)), suites.Group(TASKS[:1], ["his-long", "none-long"], (1,))]
+    monkeypatch.setitem(suites.SUITES, "toy", suites.Suite("a toy", groups))
+    for task in TASKS:
+        for name, end in (("his", 5), ("none", 4)):
+            write_run(tmp_path, task, name, 1, [1, 2, 3, end])
+    for name, end in (("his-long", 7), ("none-long", 9)):
+        write_run(tmp_path, TASKS[0], name, 1, [1, 2, 3, end], credit=name.removesuffix("-long"))
+    assert plot.main(["toy", "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "6 of the means are of one run: no interval there" in capsys.readouterr().out
+    rows = [row for row in table(tmp_path / "out/improvement.csv") if row["score"] == "final"]
+    found = {row["task"]: (float(row["probability"]), row["low"], row["high"]) for row in rows}
+    long = f"{TASKS[0]} (long)"
+    assert found == {TASKS[0]: (1, "", ""), TASKS[1]: (1, "", ""), long: (0, "", ""), "all tasks": (1, "", "")}
+    assert cell(table(tmp_path / "out/efficiency.csv"), task=long, variant="his")["reference"] == "none"
+    row = cell(table(tmp_path / "out/scores.csv"), task="all tasks", variant="his", score="final")
+    assert (row["runs"], row["low"], row["high"]) == ("2", "", "")
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -30,7 +30,7 @@ def evidence(**variants: Any) -> Evidence:
         ]
         for name, runs in variants.items()
     }
-    return Evidence(curves, [], {}, "", {})
+    return Evidence(curves, [], {}, "", {}, {TASK: 0.0})
 
 
 def ramp(end: float, noise: tuple[float, ...] = NOISE, length: int = 10, start: float = 0.0) -> list[list[float]]:
@@ -135,11 +135,15 @@ def test_fails() -> None:
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(60)))[0] == "refuted"
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(20)))[0] == "undecided"
     said, outcome = verdict(Fails(), evidence(his=ramp(0), none=ramp(-50)))
-    assert said == "undecided" and "does not end above its first evaluation" in outcome
+    assert said == "undecided" and "does not end above untrained policies" in outcome
+    late = {name: [run[5:] for run in ramp(end, length=15)] for name, end in (("his", 100), ("none", 10))}
+    assert verdict(Fails(), evidence(**late))[0] == "confirmed", "when the first evaluation was does not matter"
+    unknown = dataclasses.replace(evidence(**late), untrained={})
+    assert cell_of(claim(Fails()), TASK, "none", unknown) is None
 
 
 def test_alike() -> None:
-    """The first has learnt about 78 (mean of the last half): alike within 7.8."""
+    """The first is about 78 above untrained policies (mean of the last half): alike within 7.8."""
     assert verdict(Alike(), evidence(his=ramp(100), none=ramp(102)))[0] == "confirmed"
     assert verdict(Alike(), evidence(his=ramp(100), none=ramp(130)))[0] == "refuted"
     assert verdict(Alike(), evidence(his=ramp(100), none=ramp(70)))[0] == "refuted"
@@ -216,7 +220,7 @@ def test_unfinished_runs_do_not_count(tmp_path: Path) -> None:
     (results / "runs.json").write_text(json.dumps([run | {"command": "python his_mamujoco.py --seed 1"}]))
     header = "algorithm,rules,seed,global_step,episode,return,length\n"
     (results / f"{TASK}.csv").write_text(header + "HIS,,1,500,0,1.0,9\n")
-    for name in ("calibration.json", "variant_speed.json"):
+    for name in ("calibration.json", "variant_speed.json", "untrained.json"):
         (tmp_path / name).write_bytes((ROOT / "results" / name).read_bytes())
     given = report.gather(tmp_path)
     assert given.curves == {} and "unfinished, of 1,000" in report.runs_table(given)

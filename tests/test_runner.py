@@ -343,6 +343,8 @@ def test_the_table_counts_steps_and_shares_what_is_left_among_workers(tmp_path: 
         "ETA 25m 20s",
     ]
     assert runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 2, (), 10)[-1].endswith("ETA 25m 00s")
+    # Nothing is known of the run that waits: it counts as the other's 1500 s for 1500 steps do.
+    assert runner.table(jobs, {}, 1, (), 10)[-1].endswith("ETA 58m 20s")
     many = [dataclasses.replace(jobs[1]) for _ in range(5)]
     shown = runner.table(many, {}, 5, (), 3)
     assert len(shown) == 5 and shown[3] == "  ... and 3 more"
@@ -535,6 +537,15 @@ def test_progress_counts_from_the_first_update_and_survives_torn_lines(tmp_path:
     lines[-2].pop("padding")
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     assert (folders.progress(tmp_path).sps, folders.progress(tmp_path).last_return) == (7.0, 3.0)
+
+
+def test_the_rate_of_a_run_is_that_of_whole_rounds(tmp_path: Path) -> None:
+    """Rounds of 50 steps, a line each and an evaluation 40 steps into the last, before its updates: 1 s a step."""
+    lines = [line(50, 0, 0.1), line(100, 50, 50.0), line(150, 100, 100.0), line(190, 100, 100.1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert folders.progress(tmp_path).step_s == pytest.approx(1.0)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines[:2]))
+    assert folders.progress(tmp_path).step_s is None
 
 
 def test_a_dry_run_measures_and_starts_nothing(tmp_path: Path) -> None:

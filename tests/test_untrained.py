@@ -1,0 +1,33 @@
+"""What untrained policies earn is what a run would have measured before its first update."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import untrained
+
+
+def test_it_is_what_a_run_measures_while_it_only_warms_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import his_mpe
+
+    place = tmp_path / "new" / "untrained.json"
+    assert untrained.main(f"--tasks simple_spread --seeds 2 --json {place}".split()) == 0
+    written = json.loads(place.read_text())
+    assert written["git_commit"] and written["command"].startswith("python -m experiments.untrained --tasks")
+    (returns,) = written["returns"].values()
+    assert len(returns) == 2 and f"{returns[1]:.2f}" in capsys.readouterr().out
+    words = f"--scenario simple_spread --seed 2 --total-timesteps 100 --eval-every 100 --runs-dir {tmp_path}".split()
+    assert his_mpe.main(words) == 0  # all of it random actions: nothing is learnt before the evaluation
+    rows = (tmp_path / "his_mpe/simple_spread/seed2/eval.csv").read_text().splitlines()[1:]
+    mean = sum(float(row.split(",")[2]) for row in rows) / len(rows)
+    assert len(rows) == 40 and returns[1] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("words", ["--tasks Over", "--seeds 0", "--episodes 30"])
+def test_mistakes_are_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        untrained.main(words.split())
+    assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
