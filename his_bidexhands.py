@@ -161,7 +161,7 @@ LIMITS: dict[str, tuple[float | None, float | None]] = {  # DIFFERS: the environ
 # What may change between a run and its continuation without changing what is learnt.
 RESUMABLE = tuple(  # DIFFERS: the environment's fields
     "total_timesteps device torch_threads eval_every log_every save_every track capture_video profile "
-    "sim_threads".split()
+    "sim_threads isaac_python isaac_task_root".split()
 )
 
 
@@ -182,6 +182,8 @@ def make_env(args: Args, num_envs: int) -> VecEnv:
     if args.sim == "isaacgym":
         paths = (args.isaac_python, args.isaac_task_root)
         return IsaacBiDexHandsVecEnv(args.scenario, num_envs, *paths, args.isaac_done_semantics)
+    if args.isaac_python or args.isaac_task_root:
+        raise cli.UsageError("--isaac-python and --isaac-task-root need --sim isaacgym")
     rest = (args.sim, args.sim_threads, args.base_force_scale, args.isaac_done_semantics)
     try:
         return BiDexHandsVecEnv(args.scenario, num_envs, *rest)

@@ -30,7 +30,7 @@ OWN_FIELDS: dict[str, tuple[str, ...]] = {
 LIMITS: dict[str, tuple[float | None, float | None]] = dict(
     obs_neighbors=(0, None), sim_threads=(1, None), base_force_scale=(0, None)
 )
-RESUMABLE = ("sim_threads",)
+RESUMABLE = ("sim_threads", "isaac_python", "isaac_task_root")
 
 
 @dataclass
@@ -135,6 +135,8 @@ def make_env(args: BenchmarkArgs, num_envs: int) -> VecEnv:
     if args.sim == "isaacgym":
         paths = (args.isaac_python, args.isaac_task_root)
         return bidexhands.IsaacBiDexHandsVecEnv(args.scenario, num_envs, *paths, args.isaac_done_semantics)
+    if args.isaac_python or args.isaac_task_root:
+        raise cli.UsageError("--isaac-python and --isaac-task-root need --sim isaacgym")
     rest = (args.sim, args.sim_threads, args.base_force_scale, args.isaac_done_semantics)
     try:
         return bidexhands.BiDexHandsVecEnv(args.scenario, num_envs, *rest)

@@ -11,12 +11,13 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv, tasks
-from experiments.command_line import Parser
+from experiments.command_line import Parser, whole
 
 
 def rate(env: BiDexHandsVecEnv, actions: list[list[np.ndarray]]) -> float:
@@ -58,12 +59,19 @@ def shares(env: BiDexHandsVecEnv, actions: list[list[np.ndarray]]) -> dict[str, 
 def main() -> None:
     parser = Parser("experiments.bidex_speed", "rate of Bi-DexHands on MuJoCo")
     parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="ShadowHandOver")
-    parser.add_argument("--num-envs", type=int, default=20, help="environments stepped together")
-    parser.add_argument("--threads", type=int, default=2, help="threads to compare with one")
+    parser.add_argument("--num-envs", type=partial(whole, low=1), default=20, help="environments stepped together")
+    parser.add_argument("--threads", type=partial(whole, low=1), default=2, help="threads to compare with one")
     parser.add_argument("--sim", choices=("mujoco", "mujoco_warp"), default="mujoco", help="what to compare with")
-    parser.add_argument("--steps", type=int, default=75, help="steps of every environment per round")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds; each measures every number of threads once")
+    parser.add_argument("--steps", type=partial(whole, low=1), default=75, help="steps of every environment per round")
+    parser.add_argument(
+        "--rounds", type=partial(whole, low=1), default=7, help="rounds; each measures every number of threads once"
+    )
     args = parser.parse_args()
+    if args.sim == "mujoco_warp":
+        try:
+            BiDexHandsVecEnv(SCENARIOS[0], 1, args.sim).close()
+        except ImportError as error:
+            parser.error(f"--sim mujoco_warp: {error}")
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     print(f"{args.num_envs} environments, uniform random actions, {args.rounds} rounds of {args.steps} steps, in turns")

@@ -7,10 +7,12 @@ logs (`dataset/*/ppo`, 8 steps an iteration, initial deviation 0.8) report while
 what `base_force_scale` was calibrated with.
 """
 
+from functools import partial
+
 import numpy as np
 
 from common.bidexhands import SCENARIOS, BiDexHandsVecEnv
-from experiments.command_line import Parser
+from experiments.command_line import Parser, positive, whole
 
 WINDOWS = (16, 24, 32, 40, 56, 80)  # steps
 # Of the original, iterations 1, 2, 3, 4 (16 to 40 steps) and later; CatchAbreast logs lie between iterations.
@@ -54,8 +56,8 @@ def windows(scenario: str, num_envs: int, scale: float) -> list[float]:
 
 def main() -> None:
     parser = Parser("experiments.bidex_untrained", "untrained behaviour of Bi-DexHands on MuJoCo")
-    parser.add_argument("--num-envs", type=int, default=150)
-    parser.add_argument("--base-force-scale", type=float, default=0.25)
+    parser.add_argument("--num-envs", type=partial(whole, low=1), default=150)
+    parser.add_argument("--base-force-scale", type=positive, default=0.25)
     args = parser.parse_args()
 
     print(f"first episodes of {args.num_envs} environments, base_force_scale {args.base_force_scale}")

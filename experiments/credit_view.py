@@ -24,6 +24,7 @@ from common import cli
 from common.shapley import MAX_EXACT_AGENTS
 from common.vecenv import NonFiniteError, RenderError
 from experiments.command_line import Parser, whole
+from experiments.suites import task_label
 
 PROG = "experiments.credit_view"
 
@@ -97,7 +98,8 @@ def view(args: argparse.Namespace) -> None:
 
     returns = recording.return_so_far[np.append(np.flatnonzero(recording.step == 0)[1:], 0) - 1]
     trained = getattr(run.args, "credit", "none")
-    title = f"{run.script}: {run.args.scenario}, seed {run.args.seed}, credit of the policy of step {run.global_step:,}"
+    task = task_label(run.args.scenario, getattr(run.args, "sim", "mujoco"))
+    title = f"{run.script}: {task}, seed {run.args.seed}, credit of the policy of step {run.global_step:,}"
     about = (
         f"{len(recording.step)} steps, return {', '.join(f'{value:.1f}' for value in returns)}. Credit: Shapley values"
         f" of the joint action under the masked critic, {credit.how}. Trained with --credit {trained}"

@@ -165,6 +165,81 @@ def test_leaf_handles_leave_room_for_a_finger(scenario: str) -> None:
             assert gap > 0.007, "the bar's inner edge is 7.5 mm from the point"
 
 
+def halves(kind: int, size: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Half the extents of a geom along the axes that its rotation matrix (3, 3) leads to."""
+    geom, along = mujoco.mjtGeom, np.abs(turn[:, 2])
+    if kind == geom.mjGEOM_BOX:
+        return np.abs(turn) @ size
+    if kind == geom.mjGEOM_ELLIPSOID:
+        return np.sqrt(turn**2 @ size**2)
+    if kind == geom.mjGEOM_CYLINDER:
+        return along * size[1] + size[0] * np.sqrt(1 - np.minimum(along, 1) ** 2)
+    assert kind == geom.mjGEOM_CAPSULE
+    return along * size[1] + size[0]
+
+
+def box_around(model, body: str) -> np.ndarray:
+    """Smallest and largest x, y, z of a body's own geoms in its frame, (3, 2)."""
+    corners = []
+    for g in np.flatnonzero(model.geom_bodyid == model.body(body).id):
+        turn = np.empty(9)
+        mujoco.mju_quat2Mat(turn, model.geom_quat[g])
+        reach = halves(model.geom_type[g], model.geom_size[g], turn.reshape(3, 3))
+        corners += [model.geom_pos[g] - reach, model.geom_pos[g] + reach]
+    return np.stack([np.min(corners, axis=0), np.max(corners, axis=0)], axis=1)
+
+
+def test_objects_have_the_measured_dimensions() -> None:
+    """In m; a part's frame is that of the original's link. The tolerance is that of the measurement."""
+    lift, pen = (compile_model(f"ShadowHand{name}") for name in ("LiftUnderarm", "Pen"))
+    expected = {
+        (compile_model("ShadowHandOver"), "object"): [(-0.03, 0.03), (-0.03, 0.03), (-0.04, 0.04)],
+        # side walls of radius 0.118 about x = -0.005, bars of radius 0.0055 at y = +-0.175, z = 0.063
+        (lift, "object"): [(-0.123, 0.113), (-0.1805, 0.1805), (-0.065, 0.0685)],
+        (lift, "lid"): [(-0.122, 0.112), (-0.117, 0.117), (0.0514, 0.1015)],
+        (pen, "pen_body"): [(-0.0105, 0.0105), (-0.16, 0.2), (-0.0105, 0.0105)],
+        (pen, "pen_cap"): [(-0.0115, 0.0115), (-0.172, -0.04), (-0.0115, 0.0115)],
+    }
+    for (model, body), sides in expected.items():
+        np.testing.assert_allclose(box_around(model, body), sides, atol=2e-3, err_msg=body)
+    for model, size, middle in (
+        (lift, (0.3, 0.3, 0.4), (0, -0.6, 0.2)),
+        (pen, (0.5, 1.0, 0.6), (0, 0, 0.3)),
+    ):
+        np.testing.assert_allclose(2 * model.geom("table").size, size)
+        np.testing.assert_allclose(model.geom("table").pos, middle)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS[-3:])
+def test_doors_have_the_measured_dimensions_and_handles_that_hold(scenario: str) -> None:
+    """Leaves of 0.44 x 0.925 x 0.0176 m; on both faces a bar from y = -0.66 to -0.39, its ends on arms to the leaf."""
+    model = compile_model(scenario)
+    for name, side in (("door_right", 1), ("door_left", -1)):
+        geoms = [model.geom(g) for g in np.flatnonzero(model.geom_bodyid == model.body(name).id)]
+        (leaf,) = (g for g in geoms if g.type[0] == mujoco.mjtGeom.mjGEOM_BOX)
+        np.testing.assert_allclose(2 * leaf.size, (0.44, 0.925, 0.0176), atol=1e-3)
+        hinge_edge = leaf.pos[0] - side * leaf.size[0]
+        assert abs(hinge_edge) < 0.03, "the leaf begins at its hinge"
+        lines = []
+        for geom in geoms:
+            if geom.type[0] == mujoco.mjtGeom.mjGEOM_CAPSULE:
+                turn = np.empty(9)
+                mujoco.mju_quat2Mat(turn, geom.quat)
+                reach = turn.reshape(3, 3)[:, 2] * geom.size[1]
+                lines.append(np.array([geom.pos - reach, geom.pos + reach]))
+        bars = [line for line in lines if np.ptp(line[:, 1]) > 0.1]
+        arms = [line for line in lines if np.ptp(line[:, 1]) < 1e-6]
+        assert len(bars) == 2 and len(arms) == 4
+        np.testing.assert_allclose(sorted(bar[0, 2] for bar in bars), (-0.08, 0.07), atol=0.01)
+        for bar in bars:
+            np.testing.assert_allclose(sorted(bar[:, 1]), (-0.66, -0.39), atol=5e-3)
+            np.testing.assert_allclose(side * bar[:, 0], 0.375, atol=5e-3)
+            for end in bar:
+                (arm,) = (a for a in arms if np.linalg.norm(a - end, axis=1).min() < 1e-6)
+                foot = a if np.linalg.norm((a := arm[0]) - end) > 1e-6 else arm[1]
+                assert abs(foot[2] - leaf.pos[2]) < leaf.size[2], "the other end is in the leaf"
+
+
 def test_objects_weigh_what_the_originals_weigh() -> None:
     egg = compile_model("ShadowHandOver")
     assert egg.body("object").mass[0] == pytest.approx(500 * 4 / 3 * np.pi * 0.03 * 0.03 * 0.04)

@@ -95,6 +95,8 @@ def test_preset_is_the_papers(scenario: str) -> None:
         (["--sim-threads", "0"], ["--sim-threads 0", "at least 1"]),
         (["--base-force-scale", "-1"], ["--base-force-scale -1", "at least 0"]),
         (["--sim", "isaacgym"], ["--isaac-task-root"]),
+        (["--isaac-python", "python3.8"], ["--isaac-python and --isaac-task-root need --sim isaacgym"]),
+        (["--isaac-task-root", "HARL"], ["--isaac-python and --isaac-task-root need --sim isaacgym"]),
         (["--sim", "isaacgym", "--isaac-task-root", "nowhere"], ["--isaac-task-root", "nowhere"]),
     ],
 )

@@ -399,6 +399,19 @@ def test_missing_isaacgym(make: MakeEnv, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "https://developer.nvidia.com/isaac-gym" in message and "--sim mujoco" in message
 
 
+def test_numpy_is_missed_only_after_isaac_gym(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A Python that has neither is told about Isaac Gym, for which its version may be the wrong one."""
+    set_up_fake(monkeypatch, {})
+    (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError(\"No module named 'numpy'\")\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    bare = IsaacBiDexHandsVecEnv("ShadowHandOver", 2, sys.executable, FAKE / "HARL")
+    assert '"import isaacgym" failed' in failure(lambda: bare.reset(0))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, FAKE / "site", FAKE / "torch"))))
+    lacking = IsaacBiDexHandsVecEnv("ShadowHandOver", 2, sys.executable, FAKE / "HARL")
+    message = failure(lambda: lacking.reset(0))
+    assert "No module named 'numpy'" in message and "install numpy there" in message
+
+
 def test_missing_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_up_fake(monkeypatch, {}, real_torch=True)
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
@@ -425,7 +438,8 @@ def test_wrong_interpreter(tmp_path: Path) -> None:
     assert "no program there" in start(tmp_path)
     assert "no program there" in start(Path(__file__))
     for output in ("hello", "[]", "[3, 8]", ""):
-        assert "not a Python interpreter" in start(fake_program(tmp_path / "echo", output))
+        message = start(fake_program(tmp_path / "echo", output))
+        assert "not a Python interpreter" in message and "--sim mujoco, the default" in message
     old = start(fake_program(tmp_path / "python2", "[[2, 7, 18], null]"))
     assert "is Python 2.7.18" in old and "--sim mujoco, the default" in old
     assert "is Python 3.5.10" in start(fake_program(tmp_path / "python35", "[[3, 5, 10], null]"))
@@ -815,3 +829,35 @@ def test_check_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "importing isaacgym.gymtorch" in result.stdout and "'state_dim': 417" in result.stdout
     assert re.search(r"\n100 steps, \d+ environment steps/s, [1-9]\d* episode ends\n", result.stdout)
     assert "all finite: True" in result.stdout
+
+
+# ---- the script
+
+
+def test_a_run_goes_through_the_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trains, is resumed from another folder with the clone's path given anew, and fails in a step in one line."""
+    set_up_fake(monkeypatch, {}, real_torch=True)  # the script needs it
+    small = "--num-envs 4 --warmup-steps 40 --train-interval 5 --batch-size 16 --hidden-sizes 8 8 --buffer-size 2000"
+    small += " --eval-every 60 --eval-episodes 2 --eval-envs 2 --log-every 60 --save-every 60"
+    start = [sys.executable, str(ROOT / "his_bidexhands.py"), "--scenario", "ShadowHandOver", "--sim", "isaacgym"]
+    start += ["--isaac-python", sys.executable, *small.split(), "--runs-dir", str(tmp_path / "runs")]
+
+    def script(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, cwd=where, capture_output=True, text=True, timeout=120)
+
+    relative = os.path.relpath(FAKE / "HARL", tmp_path)
+    done = script(*start, "--isaac-task-root", relative, "--total-timesteps", "120", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/his_bidexhands/BiDexHands/ShadowHandOver/seed1"
+    assert (folder / "finished.json").exists()
+    resume = [sys.executable, str(ROOT / "his_bidexhands.py"), "--resume", str(folder), "--total-timesteps", "240"]
+    other = script(*resume, where=tmp_path / "runs")
+    assert other.returncode == 2 and "--isaac-task-root" in other.stderr and len(other.stderr.splitlines()) == 1
+    monkeypatch.setenv("FAKE_ISAAC_FAULTS", json.dumps({"raise": 20}))
+    failed = script(*resume, "--isaac-task-root", str(FAKE / "HARL"), where=tmp_path / "runs")
+    assert failed.returncode == 2 and "--resume goes on from the run's last checkpoint" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    monkeypatch.setenv("FAKE_ISAAC_FAULTS", "{}")
+    done = script(*resume, "--isaac-task-root", str(FAKE / "HARL"), where=tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "finished.json").read_text())["global_step"] == 240

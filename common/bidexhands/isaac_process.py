@@ -54,7 +54,9 @@ class Interpreter:
             version, libdir = json.loads(shown.strip().rpartition("\n")[2])
             self.version: tuple[int, ...] = tuple(map(int, version))
         except (OSError, subprocess.SubprocessError, ValueError, TypeError) as error:
-            raise IsaacGymError(f"--isaac-python {path}: not a Python interpreter; give {example}") from error
+            raise IsaacGymError(
+                f"--isaac-python {path}: not a Python interpreter; give {example}; {DEFAULT_SIM}"
+            ) from error
         if self.version < (3, 6):
             raise IsaacGymError(f"--isaac-python {path}: is Python {self.version_text}; give {example}; {DEFAULT_SIM}")
         # What activating a conda environment would do: PyTorch finds ninja, and Isaac Gym's library finds libpython.
@@ -204,8 +206,10 @@ class Worker:
         output = self._last_output()
         shown = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), output))
         last = " | ".join(line.strip() for line in (shown or output)[-5:])[-500:]
+        after = "; --resume goes on from the run's last checkpoint" if self._request_id > 1 else ""
         raise IsaacGymError(
-            f"--sim isaacgym: the worker under {self.python} {what}; it printed last: {last or 'nothing'}", output
+            f"--sim isaacgym: the worker under {self.python} {what}; it printed last: {last or 'nothing'}{after}",
+            output,
         )
 
     def _last_output(self) -> list[str]:
@@ -217,6 +221,8 @@ def _remedy(module: str, text: str, python: Interpreter) -> str:
     """What to do about an import that failed."""
     if "module 'numpy' has no attribute" in text:
         return "install numpy<1.24 there, which still has the names that Isaac Gym and the tasks use"
+    if "No module named 'numpy'" in text:
+        module = "numpy"  # which Isaac Gym imports
     if module.partition(".")[0] == "isaacgym":
         remedy = (
             "install Isaac Gym Preview 4 there (https://developer.nvidia.com/isaac-gym; pip install -e its python/)"

@@ -118,7 +118,7 @@ def build(spec, report):
     Isaac Gym refuses to be imported after torch. Both clones read `sys.argv` (the default opens a window) and find
     files relative to the working directory, so both are set to what they expect.
     """
-    for name in ("isaacgym", "isaacgym.gymapi", "torch", "isaacgym.gymtorch"):
+    for name in ("isaacgym", "isaacgym.gymapi", "numpy", "torch", "isaacgym.gymtorch"):
         import_module(name, report)
     root, scenario, num_envs, length = (spec[key] for key in ("task_root", "scenario", "num_envs", "episode_length"))
     sys.path.insert(0, root)
@@ -278,10 +278,9 @@ def serve(requests_fd, replies_fd, memory_fd):
         requests = queue.Queue()
         threading.Thread(target=read_requests, args=(requests_fd, requests), daemon=True).start()
         spec = requests.get()
-        np = import_module("numpy", report)
-        memory = mmap.mmap(memory_fd, spec["memory_bytes"])
         backend = Backend(build(spec, report), spec["early_reset"])
-        backend.arrays = views(np, memory, spec["arrays"])
+        memory = mmap.mmap(memory_fd, spec["memory_bytes"])
+        backend.arrays = views(backend.np, memory, spec["arrays"])
         send(event="ready", sizes=backend.sizes())
         while True:
             request = requests.get()
@@ -334,8 +333,8 @@ def check(scenario, task_root, num_envs, steps=100):
     """
     faulthandler.enable()
     spec = {"task_root": os.path.abspath(task_root), "scenario": scenario, "num_envs": num_envs, "episode_length": 75}
-    np = import_module("numpy", print)
     backend = Backend(build(spec, print), early_reset=True)
+    np = backend.np
     sizes = backend.sizes()
     print("sizes:", sizes)
     arrays, size = layout(num_envs, sizes["obs_dim"], sizes["state_dim"], sizes["action_dim"])
