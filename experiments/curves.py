@@ -289,7 +289,7 @@ def plot(
                 continue
             style = "--" if policy == "oracle" else ":"
             entries[policy] = axes.axhline(value, color="black", linewidth=1, linestyle=style, label=policy)
-        axes.set(title=scenario, xlabel="environment steps")
+        axes.set(title=scenario.replace(", ", "\n", 1), xlabel="environment steps")
         axes.grid(alpha=0.3)
         if crowd <= IN_PANELS:
             axes.legend(fontsize=8)
@@ -299,7 +299,8 @@ def plot(
         panels[i][0].set_ylabel(name)
     if crowd > IN_PANELS:  # one for all, below
         columns = max(2, int(width) // 3)
-        figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+        look: Any = dict(ncols=columns, fontsize=8, frameon=False, handlelength=4)
+        figure.legend(entries.values(), entries, loc="outside lower center", **look)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
