@@ -80,11 +80,15 @@ def changes(config: Mapping[str, Any], variant: str, settings: Settings | None =
     """Where a run of a HIS script, or of its HASAC twin with HIS's values, has other values than the paper's.
 
     As `name=value`, without what its variant sets. Fields that the paper leaves open are held against our defaults.
-    `settings`: what a suite gives to all its runs of this kind, in place of the paper's values.
+    `settings`: what a suite gives to all its runs of this kind, in place of the paper's values. The values of a
+    baseline are its script's own; of a run that was given a name of its own, the name has to say what is different.
     """
     args, task = config["args"], config["args"]["scenario"]
-    if task not in TASKS or ("credit" not in args and args.get("preset") != "his"):
+    if task not in TASKS:
         return []
+    if "credit" not in args and args.get("preset") != "his":
+        name = args.get("run_name", "")
+        return [f"run_name={name}"] if name and name not in VARIANTS else []
     expected = {**asdict(Readings()), **OURS, **paper_values(task), **(settings or {})}
     expected |= {
         name: value for name, value in schedule(args.get("total_timesteps", 10**7)).items() if name in expected

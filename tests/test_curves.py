@@ -148,6 +148,21 @@ def test_values_that_are_not_the_papers_are_named(
     assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500"]
 
 
+def test_a_named_run_of_a_baseline_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Its values are not known here: it must not be counted with the runs that have the script's."""
+    folders = []
+    for name, end in (("", 1.0), ("mappo", 1.0), ("noshare", 5.0)):
+        folders.append(make_run(tmp_path / f"run-{name}", "his", 1 + len(folders), {100: [end]}))
+        config = json.loads((folders[-1] / "config.json").read_text())
+        del config["args"]["credit"]
+        config["args"] |= {"benchmark": "mamujoco", "run_name": name}
+        (folders[-1] / "config.json").write_text(json.dumps(config | {"command": "python baselines/mappo.py"}))
+    printed = run_curves(monkeypatch, capsys, *folders, "--out", tmp_path / "out", "--steps", 100)
+    assert "| MAPPO | **1.00** (1.00, 1.00) |" in printed and "| MAPPO, run_name=noshare | **5.00** (5.00) |" in printed
+
+
 def test_values_that_all_runs_share_stand_in_the_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
