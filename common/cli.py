@@ -201,7 +201,9 @@ def check_limits(args: Any, limits: dict[str, tuple[float | None, float | None]]
             allowed = "a finite number" if low is high else f"at most {high}" if low is None else f"at least {low}"
         low, high = -math.inf if low is None else low, math.inf if high is None else high
         numbers = [n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, (int, float))]
-        if not all(math.isfinite(n) and low <= n <= high for n in numbers):
+        if not all(map(math.isfinite, numbers)):
+            raise UsageError(f"{_flag(field.name)} {_shown(value)}: must be a finite number")
+        if not all(low <= n <= high for n in numbers):
             raise UsageError(f"{_flag(field.name)} {_shown(value)}: must be {allowed}")
 
 

@@ -11,6 +11,7 @@ else runs on it; the ratio hardly does.
 
 import statistics
 import time
+from functools import partial
 
 import mujoco
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from common import mpe
 from common.mamujoco import SCENARIOS, MAMuJoCoVecEnv
 from common.vecenv import VecEnv
-from experiments.command_line import Parser
+from experiments.command_line import Parser, whole
 
 
 def bare_rate(env: MAMuJoCoVecEnv, actions: np.ndarray) -> float:
@@ -51,9 +52,9 @@ def main() -> None:
     parser = Parser("experiments.env_speed", "rate of a vector environment relative to what it replaces")
     parser.add_argument("--benchmark", choices=("mamujoco", "mpe"), help="mamujoco, or that of --scenario")
     parser.add_argument("--scenario", choices=(*SCENARIOS, *mpe.SCENARIOS), help="HalfCheetah-6x1 or simple_spread")
-    parser.add_argument("--num-envs", type=int, help="environments stepped together (10 or 20)")
-    parser.add_argument("--steps", type=int, default=500, help="steps of every environment per round")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds; each measures both once")
+    parser.add_argument("--num-envs", type=partial(whole, low=1), help="environments stepped together (10 or 20)")
+    parser.add_argument("--steps", type=partial(whole, low=1), default=500, help="steps of every environment per round")
+    parser.add_argument("--rounds", type=partial(whole, low=1), default=11, help="rounds; each measures both once")
     args = parser.parse_args()
     own = "mpe" if args.scenario in mpe.SCENARIOS else "mamujoco"
     if args.scenario and args.benchmark not in (None, own):

@@ -102,7 +102,7 @@ MISTAKES = {
     "--no-anneal=1": "--no-anneal 1: must be without a value",
     "walker": "unexpected argument 'walker'",
     "--gamma 1.5": "--gamma 1.5: must be between 0 and 1",
-    "--gamma nan": "--gamma nan: must be between 0 and 1",
+    "--gamma nan": "--gamma nan: must be a finite number",
     "--gamma -1e-9": "--gamma -1e-09: must be between 0 and 1",
     "--hidden 8 0": "--hidden 8 0: must be at least 1",
     "--seed 1001": "--seed 1001: must be at most 1000",

@@ -1,6 +1,7 @@
 """his_mpe.py as a user runs it: the paper's values, both back ends and rules, exact continuation, folder, video."""
 
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -90,6 +91,16 @@ def train(runs_dir: Path, way: dict[str, Any], **overrides: Any) -> Path:
 # ---- command line
 
 
+@pytest.mark.parametrize("script", [H, importlib.import_module("baselines.hasac_mpe")])
+def test_rules_and_back_end_reach_the_environment(script: Any) -> None:
+    def env(**changes: Any) -> Any:
+        return script.make_env(dataclasses.replace(script.Args(), scenario="simple_speaker_listener", **changes), 1)
+
+    old, new, package = env(rules="harl"), env(), env(env_backend="mpe2")
+    assert (old.rules, old.action_dims) == ("harl", [5, 5]) and (new.rules, new.action_dims) == ("mpe2", [3, 5])
+    assert [type(each).__name__ for each in (old, new, package)] == ["MPEVecEnv", "MPEVecEnv", "MPE2VecEnv"]
+
+
 @pytest.mark.parametrize("scenario", ["simple_spread", "simple_reference", "simple_speaker_listener"])
 def test_preset_is_the_papers(scenario: str) -> None:
     args = dataclasses.asdict(cli.parse(H.Args, H.PRESETS, H.LIMITS, ["--scenario", scenario]))
@@ -119,6 +130,8 @@ def test_refused_in_one_line(
 def test_without_the_package_its_back_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    for name in [name for name in sys.modules if name.startswith("mpe2.")]:  # of an earlier test
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mpe2", None)  # importing it raises ImportError
     monkeypatch.chdir(tmp_path)
     line = MPE.usage_error(capsys, ["--env-backend", "mpe2"])

@@ -1,6 +1,7 @@
 """`common.mpe` against the originals: mpe2 step by step, recorded episodes of PettingZoo 1.22.2 for the old rules."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from common.mpe_picture import AGENT_COLORS, LANDMARK_COLORS, PLAIN_COLOR
 from common.vecenv import NonFiniteError, StepResult, VecEnv
 from experiments import mpe_bounds
 
-OLD = np.load(Path(__file__).parent / "data/mpe_old_rules.npz")
+ROOT = Path(__file__).resolve().parent.parent
+OLD = np.load(ROOT / "tests/data/mpe_old_rules.npz")
 BACK_ENDS = (MPEVecEnv, MPE2VecEnv)
 DIMS = {  # state, observations, actions; under the old rules observations and actions as padded
     ("simple_spread", "mpe2"): (54, [18, 18, 18], [5, 5, 5]),
@@ -404,6 +406,16 @@ def test_random_and_oracle_returns(rules: str) -> None:
         oracle = mpe_bounds.returns(env, mpe_bounds.Oracle(env))
         assert abs(drawn.mean() - random) < 4 * drawn.std() / 20
         assert oracle.mean() > drawn.mean() + 40 and (oracle > drawn).mean() > 0.9
+
+
+@pytest.mark.parametrize("rules, folder", [("mpe2", "mpe"), ("harl", "mpe_harl")])
+def test_the_published_bounds_are_what_the_policies_earn(rules: str, folder: str) -> None:
+    """results/: a wrong assignment, agents that crowd or a wrong start would cost 0.4 to 7 (and these means 0.2)."""
+    tasks = json.loads((ROOT / "results" / folder / "bounds.json").read_text())["tasks"]
+    found = {scenario: mpe_bounds.measure(scenario, 5000, rules) for scenario in SCENARIOS}
+    for scenario, policies in found.items():
+        for name, result in policies.items():
+            assert result["mean"] == pytest.approx(tasks[scenario][name]["mean"], abs=0.05), (scenario, name)
 
 
 def test_a_speaker_that_names_another_landmark_costs_return() -> None:
