@@ -3,7 +3,7 @@
 The oracles act on the agents' observations. Speakers name the goal. A mover drives to its target, no faster than it
 can still stop there; before the first word has arrived it drives to the middle of the landmarks. In simple_spread the
 agents share out the landmarks so that the sum of the distances is smallest, and keep their targets two radii apart;
-the best of all six assignments, tried out in advance, would earn 0.9 more. None is a proven optimum. `informed` has
+the best of all six assignments, tried out in advance, would earn more. None is a proven optimum. `informed` has
 the same drivers knowing the goal from the first step on, which no policy of the task can; for simple_speaker_listener
 tests/test_mpe.py compares it with the optimum found by dynamic programming.
 

@@ -8,11 +8,12 @@ the matrix products alone would take: counted FLOP by the measured rate of a 100
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -278,12 +279,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """`count` CPU threads; afterwards these and the matmul precision are what they were."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+
+
+def write(path: str, report: dict[str, Any]) -> None:
+    """The report as JSON; nothing where `path` is empty."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv)
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(options.threads)
-    try:
+    with torch_threads(options.threads):
         named = [word.replace(options.harl, "HARL") if options.harl else word for word in argv]  # where is no result
         known = vars(options) | dict(harl=harl_driver.commit_of(options.harl) if options.harl else None)
         report = runlog.describe(known, ["-m", "experiments.update_speed", *named]) | dict(scenarios={})
@@ -291,12 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for scenario in options.scenarios:
             report["scenarios"][scenario] = measure(scenario, options)
             print(table(scenario, report["scenarios"][scenario]), end="\n\n", flush=True)
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    write(options.json, report)
 
 
 if __name__ == "__main__":

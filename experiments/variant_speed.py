@@ -8,21 +8,17 @@ ratio within a round.
 
 import argparse
 import importlib
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from common import runlog
 from common.streams import Streams
 from experiments.command_line import Parser
 from experiments.suites import TASKS, VARIANTS, script_of, settings_of
-from experiments.update_speed import CPU, filled_buffer, milliseconds
+from experiments.update_speed import CPU, filled_buffer, milliseconds, torch_threads, write
 
 MEASURED = "his none share local no-bc action M1 M2 M3 M5".split()
 
@@ -95,21 +91,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = parse(argv)
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(options.threads)
-    try:
+    with torch_threads(options.threads):
         report = runlog.describe(vars(options), ["-m", "experiments.variant_speed", *argv]) | dict(scenarios={})
         for scenario in options.scenarios:
             report["scenarios"][scenario] = measure(scenario, options)
             print(f"{scenario}\n{'':10}{'ms':>8}{'/ his':>8}")
             for name, row in report["scenarios"][scenario].items():
                 print(f"{name:10}{row['ms']:8.1f}{row['to_his']:8.2f}", flush=True)
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(report, indent=2) + "\n")
+    write(options.json, report)
 
 
 if __name__ == "__main__":

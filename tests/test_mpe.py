@@ -410,7 +410,7 @@ def test_random_and_oracle_returns(rules: str) -> None:
 
 @pytest.mark.parametrize("rules, folder", [("mpe2", "mpe"), ("harl", "mpe_harl")])
 def test_the_published_bounds_are_what_the_policies_earn(rules: str, folder: str) -> None:
-    """results/: a wrong assignment, agents that crowd or a wrong start would cost 0.4 to 7 (and these means 0.2)."""
+    """The same episodes as in results/: landmarks shared out badly, agents that crowd or a wrong start cost return."""
     tasks = json.loads((ROOT / "results" / folder / "bounds.json").read_text())["tasks"]
     found = {scenario: mpe_bounds.measure(scenario, 5000, rules) for scenario in SCENARIOS}
     for scenario, policies in found.items():
