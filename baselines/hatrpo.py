@@ -425,7 +425,7 @@ def line_search(
         The fraction of `step` taken; 0 where none was.
     """
     start, fraction = flat(p.detach() for p in actor.parameters()), 1.0
-    for _ in range(args.line_search_steps):
+    for _ in range(args.line_search_steps if expected > 0 else 0):
         assign(actor, start + fraction * step)
         improvement, kl = measure()
         if kl < args.kl_threshold and improvement > max(0.0, args.accept_ratio * fraction * expected):

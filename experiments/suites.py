@@ -296,16 +296,17 @@ def flags(settings: Settings) -> list[str]:
 def schedule(steps: int, off_policy: bool = True) -> dict[str, Any]:
     """What goes with a number of steps.
 
-    100 evaluations a run, but not oftener than every 10,000 steps; 1000 log lines, but not oftener than every 5000; 20
-    checkpoints, at most 250,000 steps apart; short runs have 10 of each. The warm-up stays the paper's 10,000 steps
-    unless that is more than a tenth of the run. Nothing else depends on the number of steps.
+    100 evaluations a run, but not oftener than every 10,000 steps; 1000 log lines, but not oftener than every 5000; 10
+    checkpoints (of the hands they hold up to 9 GB), at most 250,000 steps apart; a short run has 10 evaluations and 10
+    log lines. The warm-up stays the paper's 10,000 steps unless that is more than a tenth of the run. Nothing else
+    depends on the number of steps.
     """
     tenth = max(steps // 10, 1)
     settings: dict[str, Any] = {
         "total_timesteps": steps,
         "eval_every": max(min(10_000, tenth), steps // 100),
         "log_every": max(min(5_000, tenth), steps // 1000),
-        "save_every": min(max(steps // 20, min(10_000, tenth)), 250_000),
+        "save_every": min(tenth, 250_000),
     }
     if off_policy and tenth < 10_000:
         settings["warmup_steps"] = tenth

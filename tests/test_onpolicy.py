@@ -143,6 +143,18 @@ def test_policy_is_the_gaussian_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_exploration_has_the_standard_deviation_of_the_policy(name: str) -> None:
+    module, env = SCRIPTS[name], Errand(20_000)
+    learner = module.Learner(env, Streams(0, CPU), small_args(module), CPU)
+    obs = [torch.ones(env.num_envs, dim) for dim in env.obs_dims]
+    for agent, (noisy, mean) in enumerate(zip(learner.act(obs), learner.act(obs, deterministic=True), strict=True)):
+        policy = learner.actors[agent % len(learner.actors)](obs[agent])
+        np.testing.assert_allclose(mean, policy.mean.detach(), atol=1e-6)
+        assert stats.kstest((noisy - mean)[:, 0], stats.norm(0, float(policy.std.detach().max())).cdf).pvalue > 1e-3
+        assert np.abs(noisy).max() > 1  # not clipped by the script
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_networks_start_orthogonal_and_normalise_their_input(name: str) -> None:
     module = SCRIPTS[name]
     torch.manual_seed(0)
@@ -353,6 +365,27 @@ def test_a_wide_trust_region_makes_the_line_search_shorten_the_step() -> None:
     assert fractions <= {0.0, *(round(0.8**i, 6) for i in range(10))}
 
 
+@pytest.mark.parametrize(
+    ("expected", "improvements", "fraction"),
+    [
+        (1.0, [0.51], 1.0),  # more than half of what was expected
+        (1.0, [0.49, 0.41], 0.8),  # half of 0.8 is 0.4
+        (1.0, [0.49, 0.39, 0.33], 0.64),
+        (1.0, [0.2, 0.1, 0.1], 0.0),  # an improvement, but never enough of one
+        (1.0, [-0.1, -0.1, 0.0], 0.0),
+        (-1.0, [0.5], 0.0),  # where the gradient expects none, HARL's ratio of both is negative
+    ],
+)
+def test_line_search_wants_half_of_the_improvement_expected(
+    expected: float, improvements: list[float], fraction: float
+) -> None:
+    args, actor, _ = trust_region_problem(0, line_search_steps=len(improvements))
+    before, tried = flat_parameters(actor), iter(improvements)
+    step = torch.ones_like(before)
+    assert hatrpo.line_search(actor, step, expected, lambda: (next(tried), 0.0), args) == pytest.approx(fraction)
+    torch.testing.assert_close(flat_parameters(actor), before + fraction * step)
+
+
 @pytest.mark.parametrize("bad", ["backwards", "not a number", "no curvature", "far too long"])
 def test_a_useless_direction_leaves_the_actor_as_it_was(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = hatrpo.conjugate_gradient
@@ -521,13 +554,16 @@ def test_a_value_is_held_near_what_it_was(name: str) -> None:
 # ---- HARL's numbers
 
 
-@pytest.mark.parametrize("case", ["happo", "hatrpo", "mappo", "mappo_shared"])
+@pytest.mark.parametrize("case", [*NAMES, "mappo_shared", *(f"{name}_minibatches" for name in NAMES)])
 def test_a_round_of_updates_gives_what_harl_gives(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same rollout and weights as in `data/make_onpolicy_harl.py`: same returns, same weights afterwards."""
-    module = SCRIPTS[case.removesuffix("_shared")]
+    name, _, variant = case.partition("_")
+    module = SCRIPTS[name]
     values: dict[str, Any] = dict(hidden_sizes=(16, 16), clip=0.05, huber_delta=1.0, max_grad_norm=1.0)
-    values |= dict(kl_threshold=0.01) if case == "hatrpo" else {}
-    values |= dict(share_param=case == "mappo_shared") if "mappo" in case else {}
+    values |= dict(kl_threshold=0.01) if name == "hatrpo" else {}
+    values |= dict(share_param=variant == "shared") if name == "mappo" else {}
+    if variant == "minibatches":
+        values |= dict(critic_minibatches=2) | ({} if name == "hatrpo" else dict(minibatches=2))
     args, env = small_args(module, **values), Errand(6)
     env.obs_dims, env.action_dims, env.state_dim = [4] * 3, [2] * 3, 5
     learner = module.Learner(env, Streams(0, CPU), args, CPU)
@@ -545,8 +581,8 @@ def test_a_round_of_updates_gives_what_harl_gives(case: str, monkeypatch: pytest
         ends = (HARL["terminated"][t], HARL["truncated"][t])
         step = (HARL["state"][t], list(HARL["actions"][:, t]), HARL["reward"][t], HARL["state"][t + 1], *ends)
         buffer.add(list(HARL["obs"][:, t]), *step)
-    order = torch.tensor(HARL["order"])
-    monkeypatch.setattr(torch, "randperm", lambda n, generator: order)
+    shuffles = {3: torch.tensor(HARL["order"]), 72: torch.tensor(HARL["permutation"])}
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: shuffles[n])
     learner.update(buffer)
     batch = learner.batch
     assert batch is not None

@@ -304,6 +304,29 @@ def test_the_step_size_is_looked_at_before_every_step(monkeypatch: pytest.Monkey
     assert seen == [] and fixed.optimizer.param_groups[0]["lr"] == 3e-4
 
 
+@pytest.mark.parametrize("covariance", ["squared", "plain"])
+def test_what_steers_the_step_size_is_the_divergence_of_normals_of_width_exp_w(
+    covariance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where actions are drawn with exp(2 w): P-2."""
+    p, seen = Parts(epochs=2, minibatches=4, covariance=covariance, lr=3e-3), []
+    old, rows = copy.deepcopy(p.actor), p.batch.obs[0].split(6) * 2
+
+    def adapted_lr(lr: float, kl: float, args: Any) -> float:
+        with torch.no_grad():
+            before, now = (
+                Normal(actor(rows[len(seen)]).mean.double(), actor.log_std.double().exp()) for actor in (old, p.actor)
+            )
+        seen.append((kl, float(kl_divergence(before, now).sum(-1).mean())))
+        return lr
+
+    monkeypatch.setattr(ppo, "adapted_lr", adapted_lr)
+    p.update()
+    assert len(seen) == 8 and seen[-1][0] > 1e-3
+    for found, expected in seen:
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
 def test_a_pass_visits_the_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     p, visited = Parts(epochs=2, minibatches=4), []
     original = ppo.Critic.forward

@@ -8,7 +8,8 @@ HARL (https://github.com/PKU-MARL/HARL, commit d539bad) is imported from a clone
 Its update functions need of gym only the spaces, and of its environments only names; both are put in place below.
 
 The file holds, under the names that our networks give their parameters: the rollout (T, E, .), the weights before, and
-for each algorithm the returns (T, E) and the weights after one round of updates, agents in the order `order`.
+for each algorithm the returns (T, E) and the weights after one round of updates, agents in the order `order`; under
+`<algorithm>_minibatches` the same in two minibatches, every shuffle of rows being `permutation`.
 """
 
 import sys
@@ -133,12 +134,19 @@ def main() -> None:
         record |= ours(weights, f"before/actor_{i}")
     record |= ours(critic_start, "before/critic")
 
-    for name, algorithm in (("happo", HAPPO), ("hatrpo", HATRPO), ("mappo", MAPPO), ("mappo_shared", MAPPO)):
-        shared = name == "mappo_shared"
-        actors = [algorithm(SETTINGS, space(O), space(A)) for _ in range(1 if shared else N)]
+    permutation = torch.from_numpy(np.random.default_rng(1).permutation(T * E))
+    record["permutation"] = permutation.numpy()
+    torch.randperm = lambda n: permutation
+    algorithms = {"happo": HAPPO, "hatrpo": HATRPO, "mappo": MAPPO}
+    names = (*algorithms, "mappo_shared", *(f"{name}_minibatches" for name in algorithms))
+    for name in names:
+        shared, parts = name == "mappo_shared", 2 if name.endswith("minibatches") else 1
+        algorithm = algorithms[name.partition("_")[0]]
+        settings = SETTINGS | dict(actor_num_mini_batch=parts, critic_num_mini_batch=parts)
+        actors = [algorithm(settings, space(O), space(A)) for _ in range(1 if shared else N)]
         for actor, weights in zip(actors, start):
             actor.actor.load_state_dict(weights)
-        critic, norm = VCritic(SETTINGS, space(S)), ValueNorm(1)
+        critic, norm = VCritic(settings, space(S)), ValueNorm(1)
         critic.critic.load_state_dict(critic_start)
         for targets in warm_up:
             norm.update(targets)
@@ -166,8 +174,8 @@ def main() -> None:
             actors[0].share_param_train(buffers, advantages.copy(), N, "EP")
         else:
             factor = np.ones((T, E, 1), np.float32)
-            for i in range(N) if name == "mappo" else ORDER:
-                if name != "mappo":
+            for i in range(N) if algorithm is MAPPO else ORDER:
+                if algorithm is not MAPPO:
                     buffers[i].update_factor(factor)
                 before = log_prob(actors[i], i)
                 actors[i].train(buffers[i], advantages.copy(), "EP")
