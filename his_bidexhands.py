@@ -852,6 +852,7 @@ def train(run: Run, folder: Path, log: runlog.RunLog) -> int:
             if stop.received or done or run.due(args.save_every, progress.last_save):
                 run.save(folder, log)
             if stop.received:
+                log.stopped()
                 return stop.exit_status
             if done:
                 log.finish()
@@ -893,7 +894,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, 130, 143 signals)."""
+    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, else a signal)."""
     args = cli.parse(Args, PRESETS, LIMITS, argv, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None
     try:
@@ -908,7 +909,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.resume:
             folder = Path(args.resume)
             offsets = restore(run, folder)
-            runlog.record_resumption(folder, config)
+            runlog.record_resumption(folder, config, offsets)
         else:
             task, words = task_and_variant(args)
             folder = runlog.run_folder(

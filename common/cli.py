@@ -106,7 +106,14 @@ def _preset_args(
 def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
     """The arguments in the config.json of a run, with its own `--resume` and `--evaluate` taken back."""
     try:
-        saved = json.loads((Path(folder) / "config.json").read_text())["args"]
+        config = json.loads((Path(folder) / "config.json").read_text())
+        saved = config["args"]
+        unknown = saved.keys() - {field.name for field in dataclasses.fields(args_type)}
+        if unknown:
+            made = " ".join(config["command"].split()[:2])
+            raise UsageError(
+                f"{flag} {folder}: its config.json does not fit this script: `{made}` made it, with {min(unknown)}"
+            )
         return args_type(**{**_from_json(args_type, saved), "resume": "", "evaluate": ""})
     except OSError as error:
         raise UsageError(f"{flag} {folder}: no run there: cannot read config.json: {error.strerror}") from error
@@ -144,8 +151,9 @@ def _first_mistake(args_type: type, argv: Sequence[str]) -> str | None:
             return f"unexpected argument {flag!r}{before}"
         flag = flag[:2] + flag[2:].replace("_", "-")
         if flag not in words:
-            close = difflib.get_close_matches(flag, words, n=1)
-            return f"{flag}: no such flag" + (f", did you mean {close[0]}?" if close else ", see --help")
+            close = [word for word in words if flag[2:] in word[2:].split("-")]  # --lr: --actor-lr, --critic-lr
+            close = close or difflib.get_close_matches(flag, words, n=1)
+            return f"{flag}: no such flag" + (f", did you mean {' or '.join(close)}?" if close else ", see --help")
         values, expected = [value] if equals else [], words[flag]
         any_number = Ellipsis in expected  # tuple[int, ...]
         while (any_number or len(values) < len(expected)) and rest and not rest[0].startswith("--"):
@@ -153,7 +161,7 @@ def _first_mistake(args_type: type, argv: Sequence[str]) -> str | None:
         if any_number:
             expected = expected[:1] * max(1, len(values))
         if len(values) != len(expected) or not all(map(_is_a, values, expected)):
-            return f"{' '.join([flag, *values])}: must be {' and '.join(map(_kind, expected)) or 'without a value'}"
+            return f"{' '.join([flag, *values])}: must be {_kinds(expected)}{_written_out(values, expected)}"
         before = f" after {' '.join([flag, *values])}"
     return None
 
@@ -172,6 +180,21 @@ def _kind(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     return {int: "a whole number", float: "a number"}.get(hint, "given a value")
+
+
+def _kinds(hints: Sequence[Any]) -> str:
+    kinds = [*map(_kind, hints)]
+    if len(kinds) > 1 and len(set(kinds)) == 1:
+        return f"{len(kinds)} values, each {kinds[0]}"
+    return " and ".join(kinds) or "without a value"
+
+
+def _written_out(values: Sequence[str], hints: Sequence[Any]) -> str:
+    """A hint for whole numbers written like 1e6."""
+    if len(values) == 1 and (*hints,) == (int,):
+        with contextlib.suppress(ValueError, OverflowError):
+            return f"; write {int(float(values[0]))}" if float(values[0]).is_integer() else ""
+    return ""
 
 
 def _unboxed(box: str) -> str:
@@ -236,11 +259,11 @@ def _cgroup_limits(table: Path = Path("/proc/self/cgroup"), mount: Path = Path("
 
 
 class StopSignal:
-    """Context manager: SIGTERM and SIGINT are only noted, but a SIGINT after either ends the process at once.
+    """Context manager: SIGTERM, SIGINT, SIGHUP are only noted, but a SIGINT after any of them ends the process at once.
 
     That is a person's second Ctrl-C; a second SIGTERM comes from programs that do not know of the first, and must not
-    cost the checkpoint.
-    Poll `received`; leave with `exit_status` (143 or 130). Outside the main thread it does nothing.
+    cost the checkpoint. SIGHUP, a closed terminal, stays ignored where `nohup` has it ignored.
+    Poll `received`; leave with `exit_status` (143, 130 or 129). Outside the main thread it does nothing.
     """
 
     def __init__(self) -> None:
@@ -259,8 +282,9 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._handle)
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -275,4 +299,6 @@ class StopSignal:
         self.signum = signum
         name = signal.Signals(signum).name
         # Not print: the signal may have come in the middle of a print, and buffered files are not re-entrant.
-        os.write(2, f"\n{name} received: saving a checkpoint; Ctrl-C (SIGINT) from now on stops at once\n".encode())
+        text = f"\n{name} received: saving a checkpoint; Ctrl-C (SIGINT) from now on stops at once\n"
+        with contextlib.suppress(OSError):  # there may be no terminal any more
+            os.write(2, text.encode())

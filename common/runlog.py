@@ -1,6 +1,7 @@
 """A run's folder and what it records: config.json, metrics.jsonl, eval.csv, TensorBoard, the progress bar."""
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -38,9 +39,11 @@ def run_folder(runs_dir: str | Path, script: str, scenario: str, seed: int, run_
 def create(folder: Path, config: Mapping[str, Any]) -> None:
     """Make the folder of a new run with its config.json; UsageError when it holds a run or cannot be written."""
     if (folder / "config.json").exists():
-        state = "a finished" if (folder / "finished.json").exists() else "an unfinished"
+        state, more = "an unfinished", ""
+        if (folder / "finished.json").exists():
+            state, more = "a finished", " and a larger --total-timesteps"
         raise UsageError(
-            f"{folder} already holds {state} run: continue it with --resume {shlex.quote(str(folder))}"
+            f"{folder} already holds {state} run: continue it with --resume {shlex.quote(str(folder))}{more}"
             " or choose another name with --run-name NAME"
         )
     try:
@@ -51,8 +54,19 @@ def create(folder: Path, config: Mapping[str, Any]) -> None:
         raise UsageError(f"--runs-dir: cannot create the run folder {folder}: {error.strerror}") from error
 
 
-def record_resumption(folder: Path, config: Mapping[str, Any]) -> None:
-    """Give config.json the arguments a continued run now has, and add its command, commit and host to "resumed"."""
+def record_resumption(folder: Path, config: Mapping[str, Any], offsets: Mapping[str, Any]) -> None:
+    """Give config.json the arguments a continued run now has, and add its command, commit and host to "resumed".
+
+    UsageError, with nothing changed, where the run at `offsets` (from its checkpoint) cannot be continued so.
+    """
+    step, total = offsets["global_step"], config["args"]["total_timesteps"]
+    if step == 0 and (folder / "finished.json").exists():
+        raise UsageError(
+            f"--resume {folder}: the run is finished and its checkpoints were removed: it cannot be continued"
+        )
+    if total < step:
+        raise UsageError(f"--total-timesteps {total}: the run in {folder} is already at step {step}")
+    os.close(_lock(folder))
     try:
         saved = json.loads((folder / "config.json").read_text())
         session = {key: value for key, value in config.items() if key != "args"}
@@ -89,7 +103,8 @@ class RunLog:
     """Writes what a run measures into its folder and shows its progress. A full disk costs records, never the run.
 
     `offsets`, from a checkpoint, continues a run: records written after that checkpoint are cut off. `track` mirrors
-    the metrics to wandb, with `config` as the run's configuration.
+    the metrics to wandb, with `config` as the run's configuration. UsageError where another process writes into the
+    folder, or nobody may.
     """
 
     def __init__(
@@ -109,9 +124,13 @@ class RunLog:
         self._phase, self._trained = "", False
         self._last_evaluation = ""
         self._warned: set[str] = set()
-        (folder / "finished.json").unlink(missing_ok=True)
-        self._metrics = AppendFile(folder / "metrics.jsonl", start["metrics.jsonl"])
-        self._evaluations = AppendFile(folder / "eval.csv", start["eval.csv"])
+        self._folder_lock: int | None = _lock(folder)
+        try:
+            self._metrics = AppendFile(folder / "metrics.jsonl", start["metrics.jsonl"])
+            self._evaluations = AppendFile(folder / "eval.csv", start["eval.csv"])
+            (folder / "finished.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
         # Step global_step itself was logged before its checkpoint; TensorBoard hides from purge_step on.
         purge_step = self.global_step + 1 if offsets else None
         self._tensorboard = SummaryWriter(str(folder), purge_step=purge_step)
@@ -154,15 +173,20 @@ class RunLog:
     def progress(self, global_step: int, phase: Literal["warm-up", "training", "evaluating", "saving"]) -> None:
         """Move the bar. Steps/s and ETA count this session's training steps, once the faster warm-up is over."""
         self.global_step = global_step
-        if phase == "training" and not self._trained:
+        warmed_up = phase == "training" and not self._trained
+        if warmed_up:
             self._rate_origin, self._trained = (global_step, time.monotonic()), True
         changed, self._phase = phase != self._phase, phase
         if self._bar.disable:
             return
-        self._bar.update(global_step - self._bar.n)
-        if changed:
-            self._bar.set_description(phase, refresh=False)
-            self._bar.set_postfix_str(self._last_evaluation and f"eval {self._last_evaluation}")
+        with contextlib.suppress(OSError):  # the terminal may have been closed
+            if warmed_up:  # the bar's rate, too, forgets the warm-up
+                self._bar.reset()
+                self._bar.initial = self._bar.n = self._bar.last_print_n = global_step
+            self._bar.update(global_step - self._bar.n)
+            if changed:
+                self._bar.set_description(phase, refresh=False)
+                self._bar.set_postfix_str(self._last_evaluation and f"eval {self._last_evaluation}")
 
     def message(self, line: str) -> None:
         """Print a line on stdout without breaking the bar."""
@@ -176,6 +200,10 @@ class RunLog:
         sizes = {"metrics.jsonl": self._metrics.size, "eval.csv": self._evaluations.size}
         return {"global_step": self.global_step, "wall_s": self.wall_s, **sizes}
 
+    def stopped(self) -> None:
+        """Say how to go on after a signal."""
+        self.message(f"stopped at step {self.global_step}; --resume {shlex.quote(str(self.folder))} goes on")
+
     def finish(self) -> None:
         """Mark the run as finished."""
         state = {"global_step": self.global_step, "wall_s": self.wall_s}
@@ -183,7 +211,11 @@ class RunLog:
 
     def close(self) -> None:
         """Close all files and the bar; safe to call twice."""
-        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
+        if self._folder_lock is not None:
+            os.close(self._folder_lock)
+            self._folder_lock = None
         self._metrics.close()
         self._evaluations.close()
         self._attempt("TensorBoard events", self._tensorboard.close)
@@ -208,6 +240,19 @@ class RunLog:
         rate = (self.global_step - step) / max(time.monotonic() - since, 1e-9)
         known = rate > 0 and self._trained
         return rate, tqdm.format_interval((self.total_steps - self.global_step) / rate) if known else "?"
+
+
+def _lock(folder: Path) -> int:
+    """A file descriptor that keeps other processes from training in `folder` until it is closed, by a kill too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"{folder}: another process is training this run") from None
+    except OSError:
+        pass  # no locks on this file system
+    return descriptor
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

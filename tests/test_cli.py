@@ -92,11 +92,13 @@ MISTAKES = {
     "-x": "-x: no such flag, see --help",
     "--gamma high": "--gamma high: must be a number",
     "--gamma": "--gamma: must be a number",
-    "--seed 1e3": "--seed 1e3: must be a whole number",
+    "--seed 1e3": "--seed 1e3: must be a whole number; write 1000",
+    "--seed 1.5": "--seed 1.5: must be a whole number",
+    "--timesteps 5": "--timesteps: no such flag, did you mean --total-timesteps?",
     "--total_timesteps=many": "--total-timesteps many: must be a whole number",
     "--mode odd": "--mode odd: must be one of full, local",
-    "--hidden 3": "--hidden 3: must be a whole number and a whole number",
-    "--hidden 3 x": "--hidden 3 x: must be a whole number and a whole number",
+    "--hidden 3": "--hidden 3: must be 2 values, each a whole number",
+    "--hidden 3 x": "--hidden 3 x: must be 2 values, each a whole number",
     "--hidden 1 2 3": "unexpected argument '3' after --hidden 1 2",
     "--capture-video True": "unexpected argument 'True' after --capture-video",
     "--no-anneal=1": "--no-anneal 1: must be without a value",
@@ -203,7 +205,7 @@ raise SystemExit(stop.exit_status)
 """
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("second", [None, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_only_ctrl_c_after_it_ends(
     signum: signal.Signals, status: int, second: signal.Signals | None
@@ -226,10 +228,21 @@ def test_a_signal_is_noted_and_only_ctrl_c_after_it_ends(
 
 
 def test_handlers_are_restored() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [*map(signal.getsignal, signals)]
     with cli.StopSignal():
-        assert signal.getsignal(signal.SIGTERM) not in before
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert not any(signal.getsignal(signum) in before for signum in signals)
+    assert [*map(signal.getsignal, signals)] == before
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli.StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # ---- memory

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import threading
@@ -182,6 +184,26 @@ def test_the_shell_sees_the_signal_as_exit_status(signum: int, tmp_path: Path) -
     reference = train(tmp_path / "reference", **(long | dict(total_timesteps=more)))
     ours, theirs = (training_state(step_files(f)[-1]) for f in (folder, reference))
     assert differences(ours, theirs) == []
+
+
+def test_a_closed_terminal_saves(tmp_path: Path) -> None:
+    """As when an ssh connection breaks: SIGHUP, and from then on every write to the terminal fails."""
+    long = dict(total_timesteps=10**8, warmup_steps=10**7, save_every=10**7, eval_every=10**7, log_every=20)
+    folder = folder_of(tmp_path)
+    words = script(*command(tmp_path, **long))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(words[0], words)
+    give_up = time.monotonic() + 120
+    while not ((folder / "metrics.jsonl").exists() and metrics(folder)):
+        assert time.monotonic() < give_up, "no metrics"
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert checkpoint.load(step_files(folder)[-1])["progress"]["global_step"] > 0
 
 
 def test_ctrl_c_after_a_signal_ends_the_run_at_once(tmp_path: Path) -> None:

@@ -174,6 +174,64 @@ def test_resume_of_a_finished_run_takes_the_mark_away(folder: Path) -> None:
     assert not (folder / "finished.json").exists()
 
 
+def started(folder: Path, step: int = 0) -> dict[str, Any]:
+    """Offsets of a run that continues at `step`."""
+    return {"global_step": step, "wall_s": 0.0, "metrics.jsonl": 0, "eval.csv": 0}
+
+
+def test_only_one_process_trains_in_a_folder(folder: Path) -> None:
+    """The lock ends with its process: a killed run can be continued at once."""
+    code = "import sys, time; from pathlib import Path; from common import provenance, runlog\n"
+    code += "log = runlog.RunLog(Path(sys.argv[1]), 9); log.log(1, 1, {}); print('up', flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "up\n"
+        before = (folder / "config.json").read_bytes(), records(folder)
+        config = {"args": {"total_timesteps": 9}}
+        for write in (
+            lambda: runlog.record_resumption(folder, config, started(folder)),
+            lambda: runlog.RunLog(folder, 9),
+        ):
+            with pytest.raises(UsageError, match="another process is training this run"):
+                write()
+        assert ((folder / "config.json").read_bytes(), records(folder)) == before
+        process.kill()
+        process.wait()
+    runlog.record_resumption(folder, config, started(folder))
+    for _ in range(2):
+        runlog.RunLog(folder, 9, offsets=started(folder)).close()
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "words"),
+    [(0, 900, "the run is finished and its checkpoints were removed"), (500, 499, "is already at step 500")],
+)
+def test_a_run_that_cannot_be_continued_so_is_left_as_it_is(folder: Path, step: int, total: int, words: str) -> None:
+    log = runlog.RunLog(folder, 500)
+    log.log(500, 1, {"losses/critic": 1.0})
+    log.finish()
+    log.close()
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UsageError, match=words):
+        runlog.record_resumption(folder, {"args": {"total_timesteps": total}}, started(folder, step))
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(folder: Path) -> None:
+    (folder / "eval.csv").mkdir()
+    with pytest.raises(UsageError, match=r"cannot write .*eval.csv: Is a directory"):
+        runlog.RunLog(folder, 9)
+
+
+def test_a_stopped_run_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = runlog.RunLog(folder, 9)
+    log.log(3, 1, {})
+    log.stopped()
+    log.close()
+    assert capsys.readouterr().out == f"stopped at step 3; --resume {folder} goes on\n"
+
+
 def test_resume_never_pads_a_file_that_got_shorter(folder: Path) -> None:
     offsets = {"global_step": 5, "wall_s": 1.0, "metrics.jsonl": 1000, "eval.csv": 1000}
     log = runlog.RunLog(folder, 100, offsets=offsets)
@@ -229,6 +287,7 @@ log.progress(start, "warm-up")
 log.progress(start + 100, "training")
 time.sleep(1)
 log.progress(start + 200, "training")
+assert log._bar.disable or log._bar.n - log._bar.initial == 100, "the rate counts the warm-up"
 log.message("a message")
 log.progress(start + 200, "evaluating")
 log.log_eval(start + 200, [10.0, 20.0], [5, 5])
