@@ -120,9 +120,9 @@ class Args(readings.Readings):
     """e, gradient steps of an actor in one update (Algorithm 1; READING 9)"""
 
     credit: Literal["his", "share", "local", "none"] = "his"
-    """his: Eq. (10); share: Q in place of the Shapley value; local: the reverse (READING 11); none: HASAC"""
+    """his: Eq. (10); share: Q for the Shapley value; local: the Shapley value for Q (READING 11); none: HASAC"""
     num_coalitions: int = 1  # DIFFERS: the paper's value
-    """M, sampled coalitions an agent and state ("sample times", Tables 2, 4, 6)"""
+    """M, sampled coalitions per agent and state ("sample times", Tables 2, 4, 6)"""
     beta: float = 10.0
     """log adjustment factor of the floor, Eq. (30) (Tables 2, 4, 6)"""
     xi: float = 1e-2
@@ -350,8 +350,8 @@ PRE_TANH_BOUND = 1 - 1e-6  # DEVIATION 2: kept clear of 1, where atanh is infini
 def shapley_values(value: Callable[[Tensor], Tensor], ranks: Tensor, marginal: str) -> Tensor:
     """Shapley Q-values Phi (N, B) of all agents from permutations (READING 8).
 
-    Agents join the coalition in the order of a permutation: the N + 1 values on the way hold one marginal contribution
-    each, which sum to Q(s, a) - Q(s, 0). `value`: members (B, N) -> Q(s, a_C) (B,); ranks (M, B, N): their positions.
+    Agents join in the order of a permutation; the differences of the N + 1 values on the way are their contributions,
+    whose sum is Q(s, a) - Q(s, 0). `value`: members (B, N) -> Q(s, a_C) (B,); ranks (M, B, N): their positions.
     """
     num_agents = ranks.shape[-1]
     nobody, everybody = value(ranks[0] < 0), value(ranks[0] < num_agents)
@@ -520,7 +520,7 @@ def update_temperature(
 ) -> None:
     """One step of the N + 1 log temperatures; the last is the critic's, with the sums over agents.
 
-    log_alpha, target_entropy (N + 1,): -dim(A_i) and their sum; log_probs (N, B).
+    log_alpha (N + 1,); target_entropy (N + 1,), the -dim(A_i) and their sum; log_probs (N, B).
     """
     mean_log_prob = torch.cat([log_probs.mean(1), log_probs.sum(0).mean()[None]])
     loss = -(log_alpha * (mean_log_prob + target_entropy)).sum()  # Eq. (13), on log alpha as HARL

@@ -412,7 +412,7 @@ def update_temperature(
 ) -> None:
     """One step of the N + 1 log temperatures; the last is the critic's, with the sums over agents.
 
-    log_alpha, target_entropy (N + 1,): -dim(A_i) and their sum; log_probs (N, B).
+    log_alpha (N + 1,); target_entropy (N + 1,), the -dim(A_i) and their sum; log_probs (N, B).
     """
     mean_log_prob = torch.cat([log_probs.mean(1), log_probs.sum(0).mean()[None]])
     loss = -(log_alpha * (mean_log_prob + target_entropy)).sum()  # Eq. (13), on log alpha as HARL

@@ -173,6 +173,8 @@ class MAMuJoCoVecEnv(VecEnv):
                     f"or libosmesa6 (MUJOCO_GL=osmesa); MUJOCO_GL is {os.environ.get('MUJOCO_GL', 'not set')}"
                 ) from error
         self._renderer.update_scene(self._data[0], camera="track")
+        # Shadows are more than half of the time where a CPU draws; the reflection shows where the ground is.
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         return self._renderer.render()
 
     def close(self) -> None:
