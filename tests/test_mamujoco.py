@@ -478,7 +478,7 @@ def test_render_shows_the_robot_and_changes_nothing(scenario: str) -> None:
         assert_same(env.step(actions), twin.step(actions))
     later = env.render()
     assert later.shape == (480, 480, 3) and later.dtype == np.uint8
-    assert later.std() > 10, "the picture is blank"
+    assert later.std() > 5, "the picture is blank"
     assert np.abs(later.astype(int) - first).max() > 50, "the robot moved, the picture did not"
     assert env.render(width=800, height=64).shape == (64, 800, 3)
     env.close()
