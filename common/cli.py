@@ -108,7 +108,7 @@ def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
         saved = config["args"]
-        unknown = saved.keys() - {field.name for field in dataclasses.fields(args_type)}
+        unknown = saved.keys() - get_type_hints(args_type).keys()
         if unknown:
             made = " ".join(config["command"].split()[:2])
             raise UsageError(
