@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,7 +214,8 @@ def test_a_signal_is_noted_and_only_ctrl_c_after_it_ends(
     at_once = second == signal.SIGINT
     command = [sys.executable, "-c", WAITER, "60" if at_once else "0.5"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+    hear = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signum)
@@ -229,10 +231,14 @@ def test_a_signal_is_noted_and_only_ctrl_c_after_it_ends(
 
 def test_handlers_are_restored() -> None:
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [*map(signal.getsignal, signals)]
-    with cli.StopSignal():
-        assert not any(signal.getsignal(signum) in before for signum in signals)
-    assert [*map(signal.getsignal, signals)] == before
+    at_first = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        before = [*map(signal.getsignal, signals)]
+        with cli.StopSignal():
+            assert not any(signal.getsignal(signum) in before for signum in signals)
+        assert [*map(signal.getsignal, signals)] == before
+    finally:
+        signal.signal(signal.SIGHUP, at_first)
 
 
 def test_nohup_stays_in_force() -> None:

@@ -193,6 +193,7 @@ def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     words = script(*command(tmp_path, **long))
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
         os.chdir(ROOT)
         os.execv(words[0], words)
     give_up = time.monotonic() + 120
