@@ -64,11 +64,11 @@ def record_resumption(folder: Path, config: Mapping[str, Any], offsets: Mapping[
         raise UsageError(
             f"--resume {folder}: the run is finished and its checkpoints were removed: it cannot be continued"
         )
-    if total < step:
-        raise UsageError(f"--total-timesteps {total}: the run in {folder} is already at step {step}")
     os.close(_lock(folder))
     try:
         saved = json.loads((folder / "config.json").read_text())
+        if total < step and total != saved["args"].get("total_timesteps"):  # the last step may overshoot its own
+            raise UsageError(f"--total-timesteps {total}: the run in {folder} is already at step {step}")
         session = {key: value for key, value in config.items() if key != "args"}
         resumed = [*saved.get("resumed", []), session]
         args = {**config["args"], "resume": ""}

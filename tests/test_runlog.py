@@ -218,6 +218,14 @@ def test_a_run_that_cannot_be_continued_so_is_left_as_it_is(folder: Path, step: 
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_a_run_that_overshot_its_budget_may_be_continued_with_it(folder: Path) -> None:
+    """As after a crash between the last checkpoint and the end: 60 environments pass 500 steps at 540."""
+    (folder / "config.json").write_text(json.dumps({"args": {"total_timesteps": 500}}))
+    runlog.record_resumption(folder, {"args": {"total_timesteps": 500}}, started(folder, 540))
+    with pytest.raises(UsageError, match="is already at step 540"):
+        runlog.record_resumption(folder, {"args": {"total_timesteps": 501}}, started(folder, 540))
+
+
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(folder: Path) -> None:
     (folder / "eval.csv").mkdir()
     with pytest.raises(UsageError, match=r"cannot write .*eval.csv: Is a directory"):
