@@ -27,7 +27,7 @@ from experiments.suites import TASKS
 
 Idea = Literal[
     "centred", "standardised", "alpha", "standardised-alpha", "positive", "capped", "agreeing", "annealed", "relative",
-    "relative-positive", "recent", "half", "half-history",
+    "relative-positive", "recent", "half", "half-history", "terminal",
 ]  # fmt: skip
 IDEAS: tuple[str, ...] = get_args(Idea)
 
@@ -36,6 +36,7 @@ IDEAS: tuple[str, ...] = get_args(Idea)
 class Context:
     """What an idea sees of the update that is going on."""
 
+    args: Any = None
     learner: Any = None
     buffer: Any = None
     actors: Sequence[torch.nn.Module] = ()
@@ -147,6 +148,19 @@ def recent(buffer: Any, batch: Any, share: float, generator: torch.Generator) ->
     return batch._replace(obs=obs, state=part["state"], actions=part["actions"])
 
 
+def buffer_class(script: ModuleType, context: Context) -> type:
+    """`ReplayBuffer` of the script, for "terminal" with time-outs as ends: nothing is expected behind them."""
+
+    class Buffer(script.ReplayBuffer):
+        def add(self, *step: Any) -> None:
+            *rest, terminated, truncated = step
+            if context.args.idea == "terminal":
+                terminated = terminated | truncated
+            super().add(*rest, terminated, truncated)
+
+    return Buffer
+
+
 def with_ideas(script: ModuleType) -> ModuleType:
     """The module of a HIS script, changed in place: `--idea`, `--idea-strength` and what they do."""
     context = Context()
@@ -161,6 +175,9 @@ def with_ideas(script: ModuleType) -> ModuleType:
 
     def check(args: Any) -> None:
         check_args(args)
+        context.args = args
+        if args.idea == "terminal":  # a change of the critic's target, with any credit
+            return
         for field, needed in (("credit", "his"), ("credit_actions", "history"), ("shapley", "permutation")):
             if (value := getattr(args, field)) != needed and (field != "shapley" or args.idea.startswith("relative")):
                 raise cli.UsageError(f"--{field.replace('_', '-')} {value}: --idea {args.idea} needs {needed}")
@@ -178,6 +195,7 @@ def with_ideas(script: ModuleType) -> ModuleType:
     changed.LIMITS = script.LIMITS | {"idea_strength": (1e-6, None)}
     changed.Learner.update, changed.update_actors = noted_update, noted_update_actors
     changed.HistoricalCredit = credit_class(script, context)
+    changed.ReplayBuffer = buffer_class(script, context)
     return script
 
 

@@ -70,7 +70,7 @@ def _on_policy(name: str) -> Variant:
 
 IDEAS = (
     "centred standardised alpha standardised-alpha positive capped agreeing annealed relative relative-positive "
-    "half half-history"
+    "half half-history terminal"
 ).split()
 VARIANTS: dict[str, Variant] = {
     "his": Variant(),
@@ -112,8 +112,10 @@ VARIANTS: dict[str, Variant] = {
     # At strength 2 nothing is left of the whole team's Q: as "masked", the absent acting as in the buffer.
     "idea-masked-history": Variant({"idea": "half-history", "idea_strength": 2.0}, "experiments/ideas.py"),
     "masked": Variant({"credit": "local", "marginal": "value"}),
+    # The control of "idea-terminal".
+    "none-terminal": Variant({"idea": "terminal", "credit": "none"}, "experiments/ideas.py"),
 }
-_IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["masked"]
+_IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["masked", "none-terminal"]
 READINGS = (
     "marginal-value floor-product floor-none below-literal below-hard no-bc bounds-0-1 bounds-wide geometric "
     "frequency-1 coef-half coef-1-n"
