@@ -90,7 +90,7 @@ class ToyEnv(VecEnv):
 
 
 def noisy_env(num_envs: int = 3, action_dims: Sequence[int] = (1, 2, 1), length: int = 5) -> ToyEnv:
-    """A task on which an update has something to do: mixed sizes, mixed ends, an informative reward."""
+    """A task on which an update has something to do: mixed sizes, ends at different times, an informative reward."""
     return ToyEnv(
         num_envs,
         action_dims,
@@ -117,9 +117,11 @@ def small_args(**values: Any) -> hm.Args:
     return hm.Args(**(defaults | values))
 
 
-def filled_buffer(env: VecEnv, steps: int, args: hm.Args, seed: int = 0) -> hm.ReplayBuffer:
+def filled_buffer(
+    env: VecEnv, steps: int, args: hm.Args, seed: int = 0, kind: type[hm.ReplayBuffer] = hm.ReplayBuffer
+) -> hm.ReplayBuffer:
     """A replay buffer with `steps` vector steps of uniform random actions."""
-    buffer = hm.ReplayBuffer(env, max(steps, 2), args.n_step, args.gamma, CPU)
+    buffer = kind(env, max(steps, 2), args.n_step, args.gamma, CPU)
     rng = np.random.default_rng(seed)
     obs, state = env.reset(seed)
     for _ in range(steps):

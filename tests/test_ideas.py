@@ -130,10 +130,35 @@ def test_half_of_q_is_that_of_a_coalition(script: Any, idea: str) -> None:
     assert info == {}
 
 
+@pytest.mark.parametrize("credit", ["his", "none"])
+@pytest.mark.parametrize("terminates", [True, False])
+def test_terminal_expects_nothing_behind_a_time_out(script: Any, credit: str, terminates: bool) -> None:
+    buffers, batches = [], []
+    for module, more in ((plain, {}), (script, {"idea": "terminal"})):
+        args, env = args_of(module, credit=credit, **more), noisy_env()
+        env.terminates = terminates
+        module.check_args(args)
+        buffers.append(filled_buffer(env, 60, args, kind=module.ReplayBuffer))
+        batches.append(buffers[-1].sample(500, torch.Generator().manual_seed(2)))
+    for key, values in buffers[0].data.items():
+        expected = buffers[0].data["ended"] if key == "terminated" else values
+        assert torch.equal(buffers[1].data[key], expected), key
+    (his, his_terminal), newest = batches, 0.1  # windows that end where the buffer does
+    ends = (his_terminal.discount == 0).float().mean()
+    assert ends == pytest.approx(3 / 5, abs=newest)  # windows of 3 steps in episodes of 5
+    if terminates:
+        assert torch.equal(his_terminal.discount, his.discount)
+    else:
+        assert (his.discount > 0).all()
+
+
 def test_every_idea_changes_the_update_and_only_that(script: Any) -> None:
     def actors_after(module: Any, args: Any) -> torch.Tensor:
         env = noisy_env()
-        learner, buffer = module.Learner(env, Streams(1, CPU), args, CPU), filled_buffer(env, 60, args)
+        env.terminates = False
+        module.check_args(args)
+        learner = module.Learner(env, Streams(1, CPU), args, CPU)
+        buffer = filled_buffer(env, 60, args, kind=module.ReplayBuffer)
         for _ in range(4):
             learner.update(buffer)
         return torch.cat([p.detach().flatten() for actor in learner.actors for p in actor.parameters()])
