@@ -72,7 +72,8 @@ def branch(run: Path, name: str, step: int | None, changes: Sequence[str]) -> tu
     saved = checkpoint.load(source)
     if args.total_timesteps <= saved["log"]["global_step"]:
         raise cli.UsageError(f"--total-timesteps {args.total_timesteps}: {source} is there already: give more after --")
-    folder = runlog.run_folder(run.parent, "", "", args.seed, name)
+    _, words = module.task_and_variant(args)
+    folder = runlog.run_folder(run.parent, "", "", args.seed, "-".join([*words, *name.split()]))
     made = runlog.describe(dataclasses.asdict(args), ["-m", "experiments.branch", *sys.argv[1:]])
     branched = {"checkpoint": str(source), **{key: value for key, value in made.items() if key != "args"}}
     runlog.create(folder, {**config, "args": made["args"], "branched": branched})

@@ -21,8 +21,8 @@ from common import checkpoint
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny run of 600 steps with checkpoints of steps 300 and 600."""
     runs_dir = tmp_path_factory.mktemp("whole")
-    assert his_mpe.main(flags(TINY | {"runs_dir": runs_dir})) == 0
-    return runs_dir / "his_mpe/simple_reference/seed3"
+    assert his_mpe.main(flags(TINY | {"runs_dir": runs_dir, "rules": "harl"})) == 0
+    return runs_dir / "his_mpe/simple_reference/seed3-harl"
 
 
 def call(*words: object) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def steady(folder: Path) -> list[dict[str, Any]]:
 
 def test_without_a_change_it_is_the_same_run(whole: Path) -> None:
     folder = go_on(whole, "again", "--step", 300)
-    assert folder == whole.parent / "seed3-again"
+    assert folder == whole.parent / "seed3-harl-again"
     assert (folder / "eval.csv").read_text() == (whole / "eval.csv").read_text()
     assert steady(folder) == steady(whole)
     ends = [torch.load(step_files(path)[-1], weights_only=True)["learner"] for path in (folder, whole)]
@@ -79,7 +79,7 @@ def test_the_policy_of_a_later_step_stays_behind(whole: Path) -> None:
     best = int(checkpoint.load_policy(whole / "checkpoints/policy.safetensors")[1]["global_step"])
     for step, name in ((300, "early"), (600, "late")):
         assert call(whole, name, "--step", step, "--", "--total-timesteps", 700).returncode == 0
-        folder = whole.parent / f"seed3-{name}"
+        folder = whole.parent / f"seed3-harl-{name}"
         assert (folder / "checkpoints/policy.safetensors").exists() == (best <= step)
 
 
@@ -95,7 +95,7 @@ def test_the_policy_of_a_later_step_stays_behind(whole: Path) -> None:
             ["x", "--step", "300", "--", "--idea", "recent", "--credit", "none"],
             "--credit none: --idea recent needs his",
         ),
-        (["x/y", "--step", "300"], "--run-name x/y: must not contain a path separator"),
+        (["x/y", "--step", "300"], "x/y: must not contain a path separator"),
         (["x", "--step", "many"], "argument --step: invalid int value: 'many'"),
     ],
 )
