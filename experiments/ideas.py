@@ -221,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = {word.partition("=")[0] for word in argv}
     if not flags & {"--run-name", "--resume", "--evaluate"} and "--idea" in argv[:-1]:
         argv += ["--run-name", argv[argv.index("--idea") + 1]]
-    return script.main(argv)
+    sys.argv = ["experiments/ideas.py", *argv]  # what config.json then has as the run's command
+    return script.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """experiments/ideas.py: each idea does what its name says, and the script around it stays the script."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,8 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     saved = [torch.load(step_files(folder)[-1], weights_only=True)["learner"] for folder in folders]
     assert equal(saved[0], saved[1]) and saved[0]["update_step"] > 20
     assert (folders[0] / "eval.csv").read_text() == (folders[1] / "eval.csv").read_text()
+    config = json.loads((folders[1] / "config.json").read_text())
+    assert config["command"].startswith("python experiments/ideas.py --scenario simple_reference")
 
 
 @pytest.mark.parametrize(
