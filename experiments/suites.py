@@ -217,11 +217,11 @@ _FULL: dict[str, Suite] = {
         ],
     ),
     "ablations": Suite(
-        "The ablations and sweeps of Figures 3, 6, 7 and 8 at a scale that two cores can do",
+        "The ablations and sweeps of Figures 3, 6, 7 and 8 at a scale that two cores can do, small networks",
         [
             # M of the paper (3 and 1) and beta 10 are "his".
-            Group(["simple_spread"], [*_ABLATIONS, "M1", "M2", "M5", *_OTHER_BETA], (1, 2, 3), 500_000),
-            Group(["HalfCheetah-6x1"], [*_ABLATIONS, "M2", "M3", "M5", *_OTHER_BETA], (1, 2, 3), 500_000),
+            Group(["simple_spread"], [*_ABLATIONS, "M1", "M2", "M5", *_OTHER_BETA], (1, 2, 3), 500_000, _SMALL),
+            Group(["HalfCheetah-6x1"], [*_ABLATIONS, "M2", "M3", "M5", *_OTHER_BETA], (1, 2, 3), 500_000, _SMALL),
         ],
     ),
     "readings-screen": Suite(
@@ -233,10 +233,10 @@ _FULL: dict[str, Suite] = {
         [Group(_SCREENED, ["his", "none", *_IDEAS], (1,), 500_000, _SMALL)],
     ),
     "readings": Suite(
-        "Readings and ideas, second round: fresh seeds, all tasks, two longer runs; pick the survivors with --variants",
+        "Readings and ideas, second round: fresh seeds, all tasks, two longer runs, small networks; pick the survivors with --variants",
         [
-            Group(_ALL_SCREENED, ["his", "none", *READINGS, *_IDEAS], (11, 12, 13), 500_000),
-            Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000),
+            Group(_ALL_SCREENED, ["his", "none", *READINGS, *_IDEAS], (11, 12, 13), 500_000, _SMALL),
+            Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000, _SMALL),
         ],
     ),
 }
