@@ -6,9 +6,11 @@ Time-outs are no ends for the critic (Table 1: proper time limits): the value of
 targets, with n_step 20 of 25 in four of five. No transition starts in a last state, so nothing ever corrects the value
 there. For each checkpoint of the runs the policies play on, as if there were no limit:
 
-    V_critic(t) = E[min(Q_1, Q_2)(s_t, a_t) - alpha_c log pi(a_t | s_t)],                the critic's soft value
-    V_true(t)   = E[sum_k gamma^k (r_{t+k} - alpha_c log pi(a_{t+k} | s_{t+k}))],        which it is an estimate of
+    V_critic(t) = E[min(Q_1, Q_2)(s_t, a_t) - alpha_c log pi(a_t | s_t)],                 the critic's soft value
+    V_true(t)   = E[-alpha_c log pi(a_t | s_t) + sum_{k<m} gamma^k r_{t+k} + gamma^m V_true(t + m)],
 
+which is what it is an estimate of: the same windows as the critic's targets have, of m = n_step steps or to the limit,
+with the entropy bonus where a window begins (Eq. 11, 12; the n-step return itself holds rewards alone, as HARL's does).
 For runs of `experiments/ideas.py --idea terminal`, to whose critic a time-out is an end, the sum ends there, too.
 """
 
@@ -70,10 +72,11 @@ def measure(saved: dict[str, Any], episodes: int, beyond: int) -> Truth:
         steps.append([(q + bonus).numpy(), np.asarray(bonus), step.reward, distance])
         obs, state = step.obs, step.state
     critic, bonus, reward, distance = (np.array(column, dtype=float) for column in zip(*steps))
-    true = np.zeros_like(reward)
-    value = np.zeros(episodes)
+    true = np.zeros((horizon + 1, episodes))
+    discounts = args.gamma ** np.arange(args.n_step + 1)[:, None]
     for t in reversed(range(horizon)):
-        true[t] = value = reward[t] + bonus[t] + args.gamma * value
+        end = min(t + args.n_step, limit if t < limit else horizon)
+        true[t] = bonus[t] + (discounts[: end - t] * reward[t:end]).sum(0) + discounts[end - t] * true[end]
     return Truth(*(column[:last].mean(1) for column in (critic, true, reward, distance)))
 
 

@@ -54,10 +54,13 @@ def test_entropy_counts_at_the_critics_own_temperature(folder: Path, monkeypatch
     for tensor in saved["learner"]["critic"].values():
         tensor.zero_()
     monkeypatch.setattr(MPEVecEnv, "_reward", lambda env, to_landmarks: np.zeros(env.num_envs))
-    truth = critic_truth.measure(saved, 50, 1)
+    truth = critic_truth.measure(saved, 50, 30)
     entropy = 0.3 * 15 * (0.5 * np.log(2 * np.pi * np.e) + np.log(sigma))  # 3 agents of 5 numbers
     assert truth.critic.mean() == pytest.approx(entropy, rel=0.01)
-    assert truth.true[0] == pytest.approx(entropy / 0.01, rel=0.01)
+    # Windows of 20 steps, cut at the limit of 25: from step 0 the bonus counts at 0, 20, 25, 45, 65 ...
+    beyond = sum(0.99 ** (20 * k) for k in range(100))
+    for t, times in ((0, 1 + 0.99**20 + 0.99**25 * beyond), (10, 1 + 0.99**15 * beyond), (30, beyond)):
+        assert truth.true[t] == pytest.approx(entropy * times, rel=0.01)
 
 
 def test_within_the_limit_the_rewards_are_those_of_an_episode(folder: Path) -> None:
