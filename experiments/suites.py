@@ -233,7 +233,7 @@ _FULL: dict[str, Suite] = {
         [Group(_SCREENED, ["his", "none", *_IDEAS], (1,), 500_000, _SMALL)],
     ),
     "readings": Suite(
-        "Readings and ideas, second round: fresh seeds, all tasks, two longer runs, small networks; pick with --variants",
+        "Readings and ideas, second round: fresh seeds, all tasks, two longer runs, small networks",
         [
             Group(_ALL_SCREENED, ["his", "none", *READINGS, *_IDEAS], (11, 12, 13), 500_000, _SMALL),
             Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000, _SMALL),
