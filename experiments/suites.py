@@ -108,6 +108,7 @@ VARIANTS: dict[str, Variant] = {
     # Beyond the text (experiments/ideas.py); (c) alone, without the mixture, is LOCAL with --marginal value.
     **{f"idea-{idea}": Variant({"idea": idea}, "experiments/ideas.py") for idea in IDEAS},
     "idea-capped-tenth": Variant({"idea": "capped", "idea_strength": 0.1}, "experiments/ideas.py"),
+    "idea-relative-positive-tenth": Variant({"idea": "relative-positive", "credit_coef": 0.1}, "experiments/ideas.py"),
     "idea-recent": Variant({"idea": "recent", "idea_strength": 0.1}, "experiments/ideas.py"),
     # At strength 2 nothing is left of the whole team's Q: as "masked", the absent acting as in the buffer.
     "idea-masked-history": Variant({"idea": "half-history", "idea_strength": 2.0}, "experiments/ideas.py"),
