@@ -52,6 +52,21 @@ def pick_checkpoint(run: Path, step: int | None) -> Path:
     return found[step]
 
 
+def copy(run: Path, source: Path, step: int, folder: Path) -> None:
+    """What the branch needs of its run: records, best policy where it is not of a later step, the checkpoint."""
+    for record in ("metrics.jsonl", "eval.csv"):  # the continued run cuts off what lies behind the checkpoint
+        shutil.copy2(run / record, folder / record)
+    best = run / "checkpoints/policy.safetensors"
+    if best.exists() and int(checkpoint.load_policy(best)[1]["global_step"]) <= step:
+        for file in (best, best.with_name("best.pt")):
+            shutil.copy2(file, folder / "checkpoints" / file.name)
+    place = folder / "checkpoints" / source.name
+    try:
+        os.link(source, place)  # it may hold gigabytes, and nobody writes into one that is there
+    except OSError:
+        shutil.copy2(source, place)
+
+
 def branch(run: Path, name: str, step: int | None, changes: Sequence[str]) -> tuple[str, Path]:
     """Make the folder of the branch beside that of the run; returns the script that goes on with it, and the folder.
 
@@ -77,17 +92,11 @@ def branch(run: Path, name: str, step: int | None, changes: Sequence[str]) -> tu
     made = runlog.describe(dataclasses.asdict(args), ["-m", "experiments.branch", *sys.argv[1:]])
     branched = {"checkpoint": str(source), **{key: value for key, value in made.items() if key != "args"}}
     runlog.create(folder, {**config, "args": made["args"], "branched": branched})
-    for record in ("metrics.jsonl", "eval.csv"):  # the continued run cuts off what lies behind the checkpoint
-        shutil.copy2(run / record, folder / record)
-    best = run / "checkpoints/policy.safetensors"
-    if best.exists() and int(checkpoint.load_policy(best)[1]["global_step"]) <= saved["log"]["global_step"]:
-        for file in (best, best.with_name("best.pt")):
-            shutil.copy2(file, folder / "checkpoints" / file.name)
-    copy = folder / "checkpoints" / source.name
     try:
-        os.link(source, copy)  # it may hold gigabytes, and nobody writes into one that is there
-    except OSError:
-        shutil.copy2(source, copy)
+        copy(run, source, saved["log"]["global_step"], folder)
+    except OSError as error:
+        shutil.rmtree(folder)
+        raise cli.UsageError(f"cannot copy {error.filename}: {error.strerror}") from error
     return script, folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,12 @@ def test_a_name_that_is_taken_or_a_folder_without_a_run_is_refused(whole: Path, 
     ):
         done = call(*argv)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_a_copy_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "seed3-harl"
+    shutil.copytree(whole, damaged)
+    (damaged / "eval.csv").unlink()
+    done = call(damaged, "x", "--step", 300)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "eval.csv: No such file" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["seed3-harl"]
