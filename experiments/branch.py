@@ -94,9 +94,10 @@ def branch(run: Path, name: str, step: int | None, changes: Sequence[str]) -> tu
     runlog.create(folder, {**config, "args": made["args"], "branched": branched})
     try:
         copy(run, source, saved["log"]["global_step"], folder)
-    except OSError as error:
+    except (OSError, checkpoint.CheckpointError) as error:
         shutil.rmtree(folder)
-        raise cli.UsageError(f"cannot copy {error.filename}: {error.strerror}") from error
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise cli.UsageError(f"cannot copy {reason}") from error
     return script, folder
 
 

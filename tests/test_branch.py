@@ -120,10 +120,20 @@ def test_a_name_that_is_taken_or_a_folder_without_a_run_is_refused(whole: Path, 
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
 
 
-def test_a_copy_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("eval.csv", "eval.csv: No such file"),
+        ("checkpoints/policy.safetensors", "policy.safetensors: unreadable policy"),
+    ],
+)
+def test_a_copy_that_fails_leaves_nothing(whole: Path, tmp_path: Path, file: str, message: str) -> None:
     damaged = tmp_path / "seed3-harl"
     shutil.copytree(whole, damaged)
-    (damaged / "eval.csv").unlink()
+    if file == "eval.csv":
+        (damaged / file).unlink()
+    else:
+        (damaged / file).write_bytes(b"torn")
     done = call(damaged, "x", "--step", 300)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "eval.csv: No such file" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["seed3-harl"]
