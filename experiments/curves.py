@@ -3,12 +3,13 @@
     python -m experiments.curves runs/his_mamujoco/HalfCheetah-6x1/* --out results/mamujoco
     python -m experiments.curves runs/his_mpe/*/* --out results/mpe --bounds results/mpe/bounds.json
 
-Writes, below `--out`, `<scenario>.csv` (every evaluation episode of every run), `<scenario>_success.csv` (the success
-rate of every evaluation, where the task has one), `<scenario>_diagnostics.csv` (each number of metrics.jsonl, its
-median over the agents and over the lines of each tenth of the run), `runs.json` (command, commit, host and packages of
-each) and `curves.png`, a panel a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap
-interval over seeds as a band; success rates in a second row. Prints Markdown tables: the IQM at a few steps, single
-runs in brackets, the comparison of the algorithms, some of the diagnostics. Runs of a suite are told apart by their
+Writes, below `--out`, `<scenario>.csv` (a row an evaluation of a run: the returns of its episodes and their lengths, a
+blank between them; one length where all are equal), `<scenario>_success.csv` (the success rate of every evaluation,
+where the task has one), `<scenario>_diagnostics.csv` (each number of metrics.jsonl, its median over the agents and over
+the lines of each tenth of the run), `runs.json` (command, commit, host and packages of each) and `curves.png`, a panel
+a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap interval over seeds as a band;
+success rates in a second row. Prints Markdown tables: the IQM at a few steps, single runs in brackets, the comparison
+of the algorithms, some of the diagnostics. Runs of a suite are told apart by their
 variant (experiments/suites.py); a HIS run with other values than the paper's is named with them.
 
 What `--out` already holds of other runs (another algorithm or seed) is kept, so that runs made in several places or on
@@ -22,7 +23,7 @@ import csv
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm, t_interval
 from experiments.command_line import Parser
-from experiments.scores import LABELS, changes, label_of, shown, variant_of
+from experiments.scores import LABELS, changes, label_of, mean_of_cell, shown, variant_of
 from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
@@ -40,7 +41,7 @@ MORE_COLORS, MORE_STYLES = "gold navy darkgreen crimson indigo sienna".split(), 
 IN_PANELS = 6  # legend entries that a panel has room for
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {
-    "": (*IDENTITY, "episode", "return", "length"),
+    "": (*IDENTITY, "returns", "lengths"),
     "_success": (*IDENTITY, "success_rate"),
     "_diagnostics": (*IDENTITY, "key", "median"),
 }
@@ -67,6 +68,20 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], list[d
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
     return config, evaluations, lines
+
+
+def by_evaluation(episodes: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """From the rows of eval.csv, one an episode, a row an evaluation: see the top of this file."""
+    found: dict[int, tuple[list[float], list[str]]] = defaultdict(lambda: ([], []))
+    for row in episodes:
+        returns, lengths = found[int(row["global_step"])]
+        returns.append(round(float(row["return"]), 4))
+        lengths.append(row["length"])
+    return [
+        {"global_step": step, "returns": " ".join(map(str, returns))}
+        | {"lengths": " ".join(lengths if len(set(lengths)) > 1 else lengths[:1])}
+        for step, (returns, lengths) in sorted(found.items())
+    ]
 
 
 def success_rates(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,15 +132,15 @@ def earlier(out: Path, new: set[tuple[str, str, str, int]]) -> tuple[list[dict[s
     return runs, rows
 
 
-def curves(rows: Sequence[dict[str, Any]], key: str = "return") -> Curves:
-    """Curves of one scenario, of the column `key`."""
-    returns: dict[tuple[str, int, int], list[float]] = defaultdict(list)
-    for row in rows:
-        returns[row["algorithm"], int(row["seed"]), int(row["global_step"])].append(float(row[key]))
+def curves(rows: Sequence[dict[str, Any]], key: str = "returns") -> Curves:
+    """Curves of one scenario, of the means of the column `key`."""
+    returns = {
+        (row["algorithm"], int(row["seed"]), int(row["global_step"])): mean_of_cell(str(row[key])) for row in rows
+    }
     nested: Curves = defaultdict(lambda: defaultdict(dict))
     order = [*LABELS.values(), *sorted({key[0] for key in returns} - set(LABELS.values()))]
-    for (algorithm, seed, step), values in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
-        nested[algorithm][seed][step] = float(np.mean(values))
+    for (algorithm, seed, step), value in sorted(returns.items(), key=lambda item: (order.index(item[0][0]), item[0])):
+        nested[algorithm][seed][step] = value
     return nested
 
 
@@ -323,8 +338,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
             raise CurvesError(f"{folder}: neither its name nor its flags say which algorithm it is")
         about = {"algorithm": ", ".join([label_of(variant.removesuffix("-isaacgym")), *changes(config, variant)])}
         about |= {"rules": rules_of(settings), "seed": settings["seed"]}
-        for row in evaluations:
-            rows[""][settings["scenario"]].append(about | row | {"return": round(float(row["return"]), 4)})
+        rows[""][settings["scenario"]] += [about | row for row in by_evaluation(evaluations)]
         rows["_success"][settings["scenario"]] += [about | row for row in success_rates(lines)]
         total = settings["total_timesteps"]
         rows["_diagnostics"][settings["scenario"]] += [about | row for row in diagnostics(lines, total)]
@@ -365,10 +379,7 @@ def read_bounds(path: Path) -> dict[str, dict[str, float]]:
 
 def evaluations_of(rows: Sequence[dict[Any, Any]]) -> dict[tuple[str, str, int], int]:
     """Algorithm, rules, seed -> number of evaluations."""
-    steps: dict[tuple[str, str, int], set[int]] = defaultdict(set)
-    for row in rows:
-        steps[row["algorithm"], row["rules"], int(row["seed"])].add(int(row["global_step"]))
-    return {key: len(found) for key, found in steps.items()}
+    return Counter((row["algorithm"], row["rules"], int(row["seed"])) for row in rows)
 
 
 def refuse_shorter(out: Path, new: Rows) -> None:

@@ -448,7 +448,8 @@ def figures_table(evidence: Evidence) -> str:
         for (task, variant), curves in evidence.curves.items():
             if (task, variant) in cells:
                 short = f"{task_label(task)} to step {min(int(curve.steps[-1]) for curve in curves):,}"
-                done.setdefault(short, []).append(f"{variant} ({len(curves)})")
+                variant, _, values = variant.partition(" ")
+                done.setdefault(f"{short} with {values}" if values else short, []).append(f"{variant} ({len(curves)})")
         ours = "; ".join(f"{task}: {', '.join(variants)}" for task, variants in done.items()) or "nothing"
         full = price(runs, evidence.rates)
         start = f"`python -m experiments.run {name}`"

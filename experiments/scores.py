@@ -140,8 +140,10 @@ def from_results(folder: Path, settings: Mapping[tuple[str, str], Settings] | No
             rows[task] = defaultdict(list)
             with open(folder / f"{task}.csv", newline="") as file:
                 for row in csv.DictReader(file):
-                    rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(row)
-        steps, returns = _means(rows[task][run["algorithm"], run["rules"], run["seed"]])
+                    point = int(row["global_step"]), mean_of_cell(row["returns"])
+                    rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(point)
+        points = sorted(rows[task][run["algorithm"], run["rules"], run["seed"]])
+        steps, returns = np.array([step for step, _ in points], dtype=int), np.array([value for _, value in points])
         variant, total = variant_of(run), run["args"]["total_timesteps"]
         different = changes(run, variant, (settings or {}).get((task, variant)))
         if run["rules"] == "harl" and not variant.endswith("-harl-rules"):
@@ -150,6 +152,11 @@ def from_results(folder: Path, settings: Mapping[tuple[str, str], Settings] | No
         finished = run.get("finished") is not None and run["finished"]["global_step"] >= total
         found.append(Curve(task, variant, run["seed"], steps, returns, total, finished))
     return found
+
+
+def mean_of_cell(cell: str) -> float:
+    """The mean of numbers with blanks between them: the returns of an evaluation in a file of results/."""
+    return float(np.mean([float(value) for value in cell.split()]))
 
 
 def _means(rows: Iterable[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray]:

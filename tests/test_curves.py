@@ -39,9 +39,26 @@ def test_table_csv_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "HIS - HASAC" not in printed  # one run of HASAC: no interval
     with open(out / "HalfCheetah-6x1.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 10 and rows[0]["algorithm"] == "HIS" and float(rows[1]["return"]) == 3.0
+    assert [(row["algorithm"], row["seed"], row["global_step"], row["returns"]) for row in rows] == [
+        ("HIS", "1", "100", "1.0 3.0"),
+        ("HIS", "1", "200", "10.0 20.0"),
+        ("HIS", "2", "100", "4.0 4.0"),
+        ("HASAC (`--credit none`)", "1", "100", "700.0 900.0"),
+        ("HASAC (`--credit none`)", "1", "200", "3000.0 5000.0"),
+    ]
+    assert {row["lengths"] for row in rows} == {"1000"}
     assert [run["seed"] for run in json.loads((out / "runs.json").read_text())] == [1, 2, 1]
     assert (out / "curves.png").stat().st_size > 10_000
+
+
+def test_lengths_that_differ_are_all_kept() -> None:
+    """... beside the return of their episode; rows of an evaluation need not stand together."""
+    rows = [(20, 1.23456, 9), (10, -5.0, 7), (20, 2.0, 8), (10, 3.0, 7)]
+    episodes = [{"global_step": f"{step}", "return": f"{end}", "length": f"{length}"} for step, end, length in rows]
+    assert curves.by_evaluation(episodes) == [
+        {"global_step": 10, "returns": "-5.0 3.0", "lengths": "7"},
+        {"global_step": 20, "returns": "1.2346 2.0", "lengths": "9 8"},
+    ]
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(20.0, "ahead"), (0.0, "level"), (-20.0, "behind")])
@@ -85,7 +102,7 @@ def test_runs_of_several_days_come_together(
     printed = run_curves(monkeypatch, capsys, *second, "--out", out, "--steps", 100)
     assert "| HIS | **3.00** (2.00, 4.00) |" in printed and "| HASAC (`--credit none`) | **5.00** (5.00) |" in printed
     with open(out / "HalfCheetah-6x1.csv", newline="") as file:
-        assert [(row["algorithm"][:5], row["seed"], row["return"]) for row in csv.DictReader(file)] == [
+        assert [(row["algorithm"][:5], row["seed"], row["returns"]) for row in csv.DictReader(file)] == [
             ("HASAC", "1", "5.0"),
             ("HIS", "1", "2.0"),
             ("HIS", "2", "4.0"),

@@ -218,8 +218,7 @@ def test_unfinished_runs_do_not_count(tmp_path: Path) -> None:
     run = {"algorithm": "HIS", "rules": "", "seed": 1, "finished": None, "git_commit": "a" * 40}
     run |= {"args": {"scenario": TASK, "credit": "his", "seed": 1, "total_timesteps": 1000, "run_name": ""}}
     (results / "runs.json").write_text(json.dumps([run | {"command": "python his_mamujoco.py --seed 1"}]))
-    header = "algorithm,rules,seed,global_step,episode,return,length\n"
-    (results / f"{TASK}.csv").write_text(header + "HIS,,1,500,0,1.0,9\n")
+    (results / f"{TASK}.csv").write_text("algorithm,rules,seed,global_step,returns,lengths\nHIS,,1,500,1.0,9\n")
     for name in ("calibration.json", "variant_speed.json", "untrained.json"):
         (tmp_path / name).write_bytes((ROOT / "results" / name).read_bytes())
     given = report.gather(tmp_path)
