@@ -443,10 +443,10 @@ def figures_table(evidence: Evidence) -> str:
     for name in FIGURES:
         suite = SUITES[name]
         runs = expand(suite)
-        cells = {(run.scenario, name_in_results(run)) for run in runs}
+        cells = {(run.scenario, name_in_results(run), run.seed) for run in runs}
         done: dict[str, list[str]] = {}
-        for (task, variant), curves in evidence.curves.items():
-            if (task, variant) in cells:
+        for (task, variant), found in evidence.curves.items():
+            if curves := [curve for curve in found if (task, variant, curve.seed) in cells]:
                 short = f"{task_label(task)} to step {min(int(curve.steps[-1]) for curve in curves):,}"
                 variant, _, values = variant.partition(" ")
                 done.setdefault(f"{short} with {values}" if values else short, []).append(f"{variant} ({len(curves)})")

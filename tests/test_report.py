@@ -270,3 +270,15 @@ def test_every_figure_with_runs_has_a_claim_and_a_row() -> None:
     page = (ROOT / "docs/reproduce.md").read_text()
     assert all(f"| `{name}` |" in page for name in figures)
     assert set(claims.MPE) == set(CLAIMS[0].tasks)
+
+
+def test_what_we_ran_counts_the_seeds_of_the_suite_only() -> None:
+    """The second round of the readings study wants fresh seeds: 11 to 13; what the first round ran is none of it."""
+    small = "his hidden_sizes=[128, 128] batch_size=256"
+    steps, returns = np.array([500_000]), np.array([-40.0])
+    found = [Curve("simple_spread", small, seed, steps, returns, 500_000, True) for seed in (1, 11, 12)]
+    given = dataclasses.replace(evidence(), curves={("simple_spread", small): found})
+    rows = {line.split("`")[1]: line.split(" | ")[-1] for line in report.figures_table(given).splitlines()[2:]}
+    said = "simple_spread to step 500,000 with hidden_sizes=[128, 128] batch_size=256: his"
+    assert rows["readings"] == f"{said} (2) |" and rows["readings-screen"] == f"{said} (1) |"
+    assert rows["fig2"] == "nothing |"
