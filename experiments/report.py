@@ -68,17 +68,21 @@ def gather(results: Path) -> Evidence:
     curves: dict[tuple[str, str], list[Curve]] = {}
     runs: list[dict[str, Any]] = []
     places: dict[tuple[str, str, int], Path] = {}
+    step_s: dict[tuple[str, str], list[float]] = {}
     for path in sorted(results.glob("*/runs.json")):
-        runs += json.loads(path.read_text())
-        for curve in from_results(path.parent):
+        collected = json.loads(path.read_text())
+        runs += collected
+        for run, curve in zip(collected, from_results(path.parent), strict=True):
             key = (curve.task, curve.variant, curve.seed)
             if key in places:
                 raise ReportError(f"{places[key]} and {path} both hold {' '.join(map(str, key))}: it would count twice")
             places[key] = path
             if curve.finished:
                 curves.setdefault((curve.task, curve.variant), []).append(curve)
+                seconds = run["finished"]["wall_s"] / run["finished"]["global_step"]
+                step_s.setdefault((curve.task, curve.variant), []).append(seconds)
     entries = json.loads((results / "calibration.json").read_text())
-    rates = {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
+    rates = rates_of(step_s) | {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
     cpus, commits = ({entry[key] for entry in entries.values()} for key in ("cpu", "commit"))
     where = f"{', '.join(sorted(cpus))}, commit {', '.join(sorted(c[:7] for c in commits))}"
     updates = json.loads((results / "variant_speed.json").read_text())["scenarios"]
@@ -272,6 +276,16 @@ def kind_of(run: Run) -> str:
     return cost.kind(dataclasses.replace(run, settings=own))
 
 
+def rates_of(step_s: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, cost.Rate]:
+    """By kind, from the wall seconds per step, evaluations included, of finished runs of (task, variant)."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for run in (run for name in FIGURES for run in expand(SUITES[name])):
+        if (cell := (run.scenario, name_in_results(run))) in step_s:
+            found.setdefault(kind_of(run), set()).add(cell)
+    medians = {name: np.median([s for cell in cells for s in step_s[cell]]) for name, cells in found.items()}
+    return {name: cost.Rate(float(seconds), 0.0, 0.0, 1.0, "finished runs") for name, seconds in medians.items()}
+
+
 def price(runs: Sequence[Run], rates: Mapping[str, cost.Rate]) -> Price:
     """The sum; a run of a kind that is not measured counts as the mean core-seconds per step of the measured ones."""
     known = {run.name: (run, rates[kind_of(run)]) for run in runs if kind_of(run) in rates}
@@ -347,8 +361,9 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 | not affordable here | would take longer |
 
 The paper names no step counts; the full budget of a task is that of HARL's HASAC (docs/experiments.md). Costs at full
-scale are from [calibration.json](calibration.json) ({{calibrated}}); "about": runs of kinds that were not measured count
-like the mean of the measured ones beside them. [docs/reproduce.md](../docs/reproduce.md) has the commands.
+scale are from [calibration.json](calibration.json) ({{calibrated}}) and, of kinds that are not in it, from the wall time of
+finished runs here; "about": runs of kinds that were not measured count like the mean of the measured ones beside them.
+[docs/reproduce.md](../docs/reproduce.md) has the commands.
 """  # noqa: E501
 
 

@@ -282,3 +282,16 @@ def test_what_we_ran_counts_the_seeds_of_the_suite_only() -> None:
     said = "simple_spread to step 500,000 with hidden_sizes=[128, 128] batch_size=256: his"
     assert rows["readings"] == f"{said} (2) |" and rows["readings-screen"] == f"{said} (1) |"
     assert rows["fig2"] == "nothing |"
+
+
+def test_finished_runs_price_the_kinds_that_no_calibration_has() -> None:
+    """HIS and its sweep of beta cost alike; where there is a calibration, it counts."""
+    small = " hidden_sizes=[128, 128] batch_size=256"
+    given = report.rates_of({("simple_spread", "his" + small): [0.001, 0.004, 0.002]})
+    runs = {run.variant: run for run in expand(SUITES["ablations"], tasks=["simple_spread"])}
+    assert given[report.kind_of(runs["his"])] == cost.Rate(0.002, 0.0, 0.0, 1.0, "finished runs")
+    assert report.kind_of(runs["beta50"]) in given and report.kind_of(runs["local"]) not in given
+    assert price([runs["beta50"]], given).measured == pytest.approx(500_000 * 0.002 / 3600)
+    kept = report.gather(ROOT / "results").rates
+    entries = json.loads((ROOT / "results/calibration.json").read_text())
+    assert {kept[name].source for name in entries} == {"calibration"} and len(kept) > len(entries)
