@@ -102,7 +102,8 @@ def diagnostics(lines: Sequence[dict[str, Any]], total: int) -> list[dict[str, A
             if key not in NOT_DIAGNOSTIC and not key.startswith("eval/") and isinstance(value, (int, float)):
                 values[tenth, re.sub(r"_\d+$", "", key)].append(value)
         for key in [key for key in line if key.startswith("diag/grad_norm_history_")]:
-            if main := line[key.replace("history", "main")]:
+            main = line[key.replace("history", "main")]
+            if main and line[key] is not None:  # null: not finite
                 values[tenth, "diag/grad_ratio"].append(line[key] / main)
     return [
         {"global_step": tenth * total // 10, "key": key, "median": f"{np.median(found):.5g}"}

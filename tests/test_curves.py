@@ -225,6 +225,7 @@ def test_diagnostics_are_medians_over_agents_and_tenths(
         | {"diag/grad_norm_main_1": 2.0, "diag/grad_norm_history_0": 3.0, "diag/grad_norm_history_1": 8.0},
         {"global_step": 200, "losses/critic": 8.0},
         {"global_step": 201, "losses/critic": 1.0},
+        {"global_step": 250, "diag/grad_norm_main_0": 1.0, "diag/grad_norm_history_0": None},  # not finite
     ]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"global_st')
     printed = run_curves(monkeypatch, capsys, run, "--out", tmp_path / "out", "--steps", 100, 200)
@@ -237,6 +238,7 @@ def test_diagnostics_are_medians_over_agents_and_tenths(
         (200, "diag/grad_norm_history"): 5.5,
         (200, "diag/grad_ratio"): 3.5,
         (300, "losses/critic"): 1.0,
+        (300, "diag/grad_norm_main"): 1.0,
     }
 
 
