@@ -305,6 +305,9 @@ def plot(
                 continue
             style = "--" if policy == "oracle" else ":"
             entries[policy] = axes.axhline(value, color="black", linewidth=1, linestyle=style, label=policy)
+        known = bounds.get(scenario, {})
+        if i == 0 and {"random", "oracle"} <= known.keys():  # what is as far below random as oracle above may leave
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 2 * known["random"] - known["oracle"]))
         axes.set(title=scenario.replace(", ", "\n", 1), xlabel="environment steps")
         axes.grid(alpha=0.3)
         if crowd <= IN_PANELS:

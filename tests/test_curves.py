@@ -215,6 +215,20 @@ def test_many_algorithms_have_one_legend_and_lines_of_their_own(
     assert len(looks) == 17
 
 
+def test_a_curve_far_below_random_does_not_press_the_others_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    good, bad = {"HIS": {1: {100: -70.0, 200: -40.0}}}, {"no-bc": {1: {100: -70.0, 200: -1000.0}}}
+    bounds = {"a": {"random": -76.0, "oracle": -16.0}, "b": {"random": -76.0, "oracle": -16.0}}
+    curves.plot({"a": good | bad, "b": good, "c": good | bad}, {}, bounds, tmp_path / "x.png")
+    with_bad, without, unknown = (axes.get_ylim()[0] for axes in shown[0].axes)
+    assert with_bad == -136.0 and -90 < without < -76 and unknown < -1000
+
+
 def test_diagnostics_are_medians_over_agents_and_tenths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
