@@ -9,8 +9,8 @@ where the task has one), `<scenario>_diagnostics.csv` (each number of metrics.js
 the lines of each tenth of the run), `runs.json` (command, commit, host and packages of each) and `curves.png`, a panel
 a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap interval over seeds as a band;
 success rates in a second row. Prints Markdown tables: the IQM at a few steps, single runs in brackets, the comparison
-of the algorithms, some of the diagnostics. Runs of a suite are told apart by their
-variant (experiments/suites.py); a HIS run with other values than the paper's is named with them.
+of the algorithms, some of the diagnostics. Runs of a suite are told apart by their variant (experiments/suites.py); a
+HIS run with other values than the paper's is named with them.
 
 What `--out` already holds of other runs (another algorithm or seed) is kept, so that runs made in several places or on
 several days come together; `--anew` drops it. A run that is there with more evaluations than the new one is replaced
