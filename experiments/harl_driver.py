@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from gymnasium.spaces import Box
 
 from common.vecenv import VecEnv
@@ -44,12 +45,13 @@ def commit_of(checkout: str) -> str:
     return commit if Path(root) == Path(checkout).resolve() else "unknown"
 
 
-def import_base_runner(checkout: str) -> ModuleType:
-    """HARL's module harl.runners.off_policy_base_runner, whatever of its requirements is installed."""
+def import_base_runner(checkout: str, module: str) -> ModuleType:
+    """HARL's module harl.runners.`module`, whatever of its requirements is installed."""
     if checkout not in sys.path:
         sys.path.insert(0, checkout)
     stubs: dict[str, dict[str, Any]] = {"yaml": {}, "setproctitle": {"setproctitle": lambda title: None}}
     stubs["uu"] = {"Error": Exception}  # of the standard library until Python 3.12
+    stubs["gym"] = {"spaces": spaces}
     for name, content in stubs.items():
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             sys.modules[name] = ModuleType(name)
@@ -58,14 +60,19 @@ def import_base_runner(checkout: str) -> ModuleType:
         envs = ModuleType("harl.envs")
         vars(envs).update(__path__=[str(Path(checkout) / "harl/envs")], LOGGER_REGISTRY={})
         sys.modules["harl.envs"] = envs
-    return importlib.import_module("harl.runners.off_policy_base_runner")
+    return importlib.import_module(f"harl.runners.{module}")
 
 
-def tuned_config(checkout: str, scenario: str) -> dict[str, Any]:
-    """The configuration HARL publishes for HASAC on `scenario`, by our name of it."""
-    robot, partition = scenario.split("-")
-    name = f"manyagent_swimmer-{partition}" if robot == "ManyAgentSwimmer" else f"{robot}-v2-{partition}"
-    return json.loads((Path(checkout) / "tuned_configs/mamujoco" / name / "hasac/config.json").read_text())
+def tuned_config(checkout: str, scenario: str, algorithm: str) -> dict[str, Any]:
+    """The configuration HARL publishes for `algorithm` on `scenario`, by our name of it."""
+    if scenario.startswith("simple_"):
+        version = "v3" if scenario == "simple_speaker_listener" else "v2"
+        name = f"pettingzoo_mpe/{scenario}_{version}-continuous"
+    else:
+        robot, partition = scenario.split("-")
+        robot = "manyagent_swimmer" if robot == "ManyAgentSwimmer" else f"{robot}-v2"
+        name = f"mamujoco/{robot}-{partition}"
+    return json.loads((Path(checkout) / "tuned_configs" / name / algorithm / "config.json").read_text())
 
 
 def fill(buffer: Any, rows: int, rng: np.random.Generator) -> None:
@@ -83,8 +90,8 @@ def hasac_update(
     checkout: str, scenario: str, env: VecEnv, rows: int, threads: int, batch_size: int = 0
 ) -> Callable[[], None]:
     """HARL's HASAC `train()` as shipped, with a filled replay buffer; batch_size 0 keeps HARL's own."""
-    base = import_base_runner(checkout)
-    config = tuned_config(checkout, scenario)
+    base = import_base_runner(checkout, "off_policy_base_runner")
+    config = tuned_config(checkout, scenario, "hasac")
     args: dict[str, Any] = config["algo_args"]
     args["device"] |= {"cuda": False, "torch_threads": threads}
     args["eval"]["use_eval"] = False
