@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +73,18 @@ def tuned_config(checkout: str, scenario: str, algorithm: str) -> dict[str, Any]
         robot = "manyagent_swimmer" if robot == "ManyAgentSwimmer" else f"{robot}-v2"
         name = f"mamujoco/{robot}-{partition}"
     return json.loads((Path(checkout) / "tuned_configs" / name / algorithm / "config.json").read_text())
+
+
+def named_as_ours(weights: Mapping[str, Any], body: str) -> dict[str, Any]:
+    """The weights of an on-policy network of HARL's by the names of `baselines/`, whose hidden layers are in `body`."""
+    modules = {"base.feature_norm": f"{body}.0", "act.action_out.fc_mean": "mean", "v_out": "net.1"}
+    named = {}
+    for name, value in weights.items():
+        module, _, kind = name.rpartition(".")
+        layer = module.removeprefix("base.mlp.fc.")
+        ours = f"{body}.{int(layer) + 1}" if layer != module else modules.get(module, "")
+        named["log_std" if kind == "log_std" else f"{ours}.{kind}"] = value
+    return named
 
 
 def fill(buffer: Any, rows: int, rng: np.random.Generator) -> None:

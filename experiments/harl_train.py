@@ -96,25 +96,32 @@ def evaluations(progress: Path) -> list[tuple[int, float]]:
     return [(int(step), float(value)) for step, value in rows]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("experiments.harl_train", "HARL's own on-policy training in our environments")
+def make_env(scenario: str, count: int) -> VecEnv:
+    """`count` copies, under HARL's rules."""
+    return MPEVecEnv(scenario, count, "harl") if scenario in MPE else MAMuJoCoVecEnv(scenario, count)
+
+
+def add_arguments(parser: Parser) -> None:
+    """What HARL is to train, and where HARL is."""
     parser.add_argument("checkout", help="a checkout of HARL")
     parser.add_argument("algorithm", choices=ALGORITHMS)
     parser.add_argument("scenario", choices=[*MAMUJOCO, *MPE], metavar="scenario")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser("experiments.harl_train", "HARL's own on-policy training in our environments")
+    add_arguments(parser)
     parser.add_argument("--seed", type=partial(whole, low=1), default=1)
     parser.add_argument("--total-timesteps", type=partial(whole, low=1), default=500_000, help="environment steps")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to add the evaluations to")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if not (Path(args.checkout) / "harl/runners").is_dir():
         parser.error(f"{args.checkout}: no checkout of HARL there")
-
-    def make_env(count: int) -> VecEnv:
-        return MPEVecEnv(args.scenario, count, "harl") if args.scenario in MPE else MAMuJoCoVecEnv(args.scenario, count)
-
     run_of = [args.scenario, args.algorithm, harl_driver.commit_of(args.checkout), args.seed]
     commit = provenance.git_commit()
+    make = partial(make_env, args.scenario)
     with tempfile.TemporaryDirectory() as folder:
-        run = runner(args.checkout, args.algorithm, args.scenario, args.seed, args.total_timesteps, make_env, folder)
+        run = runner(args.checkout, args.algorithm, args.scenario, args.seed, args.total_timesteps, make, folder)
         run.run()
         run.logger.log_file.close()
         found = evaluations(Path(folder) / "progress.txt")

@@ -1,14 +1,19 @@
-"""`experiments.harl_train` without HARL itself: what HARL's runner would see of our environments, and the command."""
+"""`experiments.harl_train` and `harl_compare` without HARL itself: what passes between HARL's runner and our code."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from onpolicy_helpers import Errand, small_args
 
+from baselines import happo
 from common.mamujoco import MAMuJoCoVecEnv
 from common.mpe import MPEVecEnv
-from experiments import harl_driver, harl_train
+from common.streams import Streams
+from experiments import harl_compare, harl_driver, harl_train
 
 
 def test_environment_is_the_one_underneath() -> None:
@@ -64,6 +69,56 @@ def test_configuration_is_that_of_the_task(scenario: str, folder: str, tmp_path:
     assert harl_driver.tuned_config(str(tmp_path), scenario, "happo") == {"main_args": {}}
 
 
+def test_weights_get_the_names_of_ours() -> None:
+    """HARL lists a norm of the input, then for each hidden layer a linear one, its ReLU, a norm."""
+    args = small_args(happo, hidden_sizes=(8, 8))
+    body = [("base.feature_norm", "0"), *((f"base.mlp.fc.{i}", str(i + 1)) for i in (0, 2, 3, 5))]
+    actor, critic = happo.Actor(4, 2, args).state_dict(), happo.Critic(5, args).state_dict()
+    for network, prefix, head in (
+        (actor, "body", ("act.action_out.fc_mean", "mean")),
+        (critic, "net.0", ("v_out", "net.1")),
+    ):
+        places = [(theirs, f"{prefix}.{ours}") for theirs, ours in body] + [head]
+        harl = {f"{theirs}.{kind}": network[f"{ours}.{kind}"] for theirs, ours in places for kind in ("weight", "bias")}
+        if network is actor:
+            harl["act.action_out.log_std"] = actor["log_std"]
+        named = harl_driver.named_as_ours(harl, prefix)
+        assert named.keys() == network.keys() and all(named[key] is network[key] for key in network)
+
+
+def test_rollout_of_harls_runner() -> None:
+    """Masks to ends: environment 0 goes on, 1 terminates and 2 times out at step 1."""
+    masks, bad_masks = np.ones((2, 3, 3, 1))
+    masks[2, 1:], bad_masks[2, 2] = 0, 0
+    states = np.arange(9.0).reshape(3, 3, 1)
+    critic = SimpleNamespace(share_obs=states, rewards=np.full((2, 3, 1), 7.0), masks=masks, bad_masks=bad_masks)
+    actors = [SimpleNamespace(obs=states + 10 * i, actions=states[:-1] - i) for i in range(2)]
+    rollout = harl_compare.rollout_of(SimpleNamespace(critic_buffer=critic, actor_buffer=actors))
+    assert rollout["terminated"][..., 0].tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert rollout["truncated"][..., 0].tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert rollout["state"][..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert rollout["final_state"][..., 0].tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert rollout["obs"][1, 2].tolist() == [5, 15] and rollout["actions"][1, 2].tolist() == [5, 4]
+    buffer = happo.RolloutBuffer(Errand(3), 2, torch.device("cpu"))
+    assert rollout.keys() == buffer.data.keys()
+
+
+def test_how_far_apart() -> None:
+    env, args = Errand(3), small_args(happo)
+    a, b = (happo.Learner(env, Streams(1, torch.device("cpu")), args, torch.device("cpu")) for _ in range(2))
+    assert harl_compare.apart(a, b) == (0, 0)
+    with torch.no_grad():
+        b.actors[-1].log_std[0] += 0.5
+        list(b.critic.parameters())[-1][0] -= 0.25
+    assert harl_compare.apart(a, b) == pytest.approx((0.5, 0.25))
+
+
+def test_shuffles_do_not_depend_on_who_asks() -> None:
+    order = harl_compare.shuffles(3)
+    assert order(50).equal(order(50, generator=None)) and sorted(order(50).tolist()) == list(range(50))
+    assert not order(50).equal(harl_compare.shuffles(4)(50))
+
+
 def test_evaluations_are_read(tmp_path: Path) -> None:
     (tmp_path / "progress.txt").write_text("100000,-6.25\n200000,12.5\n")
     assert harl_train.evaluations(tmp_path / "progress.txt") == [(100_000, -6.25), (200_000, 12.5)]
@@ -83,3 +138,9 @@ def test_mistakes_are_one_line(words: str, said: str, capsys: pytest.CaptureFixt
         harl_train.main(words.split())
     error = capsys.readouterr().err
     assert failure.value.code == 2 and said in error and error.count("\n") == 1
+
+
+def test_mistakes_in_a_comparison(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as failure:
+        harl_compare.main(["nowhere", "happo", "HalfCheetah-2x3"])
+    assert failure.value.code == 2 and "nowhere: no checkout of HARL there" in capsys.readouterr().err

@@ -21,6 +21,10 @@ import gymnasium
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # finds experiments
+
+from experiments import harl_driver
+
 T, E, N, O, A, S = 12, 6, 3, 4, 2, 5
 ORDER = [2, 0, 1]
 SETTINGS: dict[str, Any] = dict(
@@ -76,22 +80,10 @@ def import_harl(folder: Path) -> None:
     sys.modules |= modules | {"gym.spaces": gymnasium.spaces}
 
 
-def ours(parameters: dict[str, torch.Tensor], prefix: str) -> dict[str, np.ndarray]:
-    """HARL's names of parameters to ours."""
-    names = {
-        "base.feature_norm": "body.0",
-        **{f"base.mlp.fc.{i}": f"body.{i + 1}" for i in range(6)},
-        "act.action_out.fc_mean": "mean",
-        "v_out": "net.1",
-    }
-    out = {}
-    for name, value in parameters.items():
-        module, _, kind = name.rpartition(".")
-        key = "log_std" if kind == "log_std" else f"{names[module]}.{kind}"
-        if "critic" in prefix:
-            key = key.replace("body.", "net.0.")
-        out[f"{prefix}/{key}"] = value.detach().numpy().copy()
-    return out
+def ours(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, np.ndarray]:
+    """HARL's weights by our names, for the record."""
+    named = harl_driver.named_as_ours(weights, "net.0" if "critic" in prefix else "body")
+    return {f"{prefix}/{name}": value.detach().numpy().copy() for name, value in named.items()}
 
 
 def main() -> None:
