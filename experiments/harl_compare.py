@@ -67,8 +67,13 @@ def shuffles(seed: int) -> Callable[..., torch.Tensor]:
     return lambda n, **_: torch.from_numpy(np.random.default_rng([seed, n]).permutation(n))
 
 
-def compare(checkout: str, algorithm: str, scenario: str, rounds: int, tell: Callable[..., None]) -> None:
-    """Run HARL for `rounds` rounds of updates and ours beside it; `tell` is called after each."""
+def compare(
+    checkout: str, algorithm: str, scenario: str, rounds: int, tell: Callable[..., None]
+) -> tuple[float, float]:
+    """Run HARL for `rounds` rounds of updates and ours beside it; `tell` is called after each.
+
+    Returns HARL's last policies' mean return in HARL's evaluation and in ours, which play other episodes.
+    """
     script: Any = importlib.import_module(f"baselines.{algorithm}")
     args = replace(script.Args(), scenario=scenario, **script.PRESETS[scenario])
     make_env = partial(harl_train.make_env, scenario)
@@ -107,7 +112,12 @@ def compare(checkout: str, algorithm: str, scenario: str, rounds: int, tell: Cal
 
         runner.train = train_all
         runner.run()
+        runner.prep_rollout()
+        runner.eval()
         runner.logger.log_file.close()
+    eval_env = make_env(min(args.eval_envs, args.eval_episodes))
+    result = script.evaluate(theirs, eval_env, args.seed, args.eval_episodes, CPU)
+    return float(np.mean(runner.logger.eval_episode_rewards)), float(result.returns.mean())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,10 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         numbers = "".join(f"{number:12.1e}" for number in (*harl, *rounding))
         lines.append(f"{done:5}{timeouts:11}{numbers}")
 
-    compare(args.checkout, args.algorithm, args.scenario, args.rounds, tell)
+    returns = compare(args.checkout, args.algorithm, args.scenario, args.rounds, tell)
     print("largest difference of a weight: ours and HARL's; ours and ours from weights that are 1e-7 off")
     print("round  time-outs      actors      critic      actors      critic")
     print("\n".join(lines))
+    print("return of HARL's last policies: {:.1f} in HARL's evaluation, {:.1f} in ours".format(*returns))
     return 0
 
 
