@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,11 +121,8 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("experiments.harl_compare", "HARL's on-policy training and ours beside it")
-    harl_train.add_arguments(parser)
     parser.add_argument("--rounds", type=partial(whole, low=1), default=7, help="rounds of updates")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    if not (Path(args.checkout) / "harl/runners").is_dir():
-        parser.error(f"{args.checkout}: no checkout of HARL there")
+    args = harl_train.parse(parser, argv)
     torch.manual_seed(0)
     lines = []
 

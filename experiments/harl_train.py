@@ -12,6 +12,7 @@ import csv
 import importlib
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -101,22 +102,23 @@ def make_env(scenario: str, count: int) -> VecEnv:
     return MPEVecEnv(scenario, count, "harl") if scenario in MPE else MAMuJoCoVecEnv(scenario, count)
 
 
-def add_arguments(parser: Parser) -> None:
-    """What HARL is to train, and where HARL is."""
+def parse(parser: Parser, argv: Sequence[str] | None) -> Namespace:
+    """The command line: where HARL is, what it is to train, and what `parser` has besides."""
     parser.add_argument("checkout", help="a checkout of HARL")
     parser.add_argument("algorithm", choices=ALGORITHMS)
     parser.add_argument("scenario", choices=[*MAMUJOCO, *MPE], metavar="scenario")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if not (Path(args.checkout) / "harl/runners").is_dir():
+        parser.error(f"{args.checkout}: no checkout of HARL there")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("experiments.harl_train", "HARL's own on-policy training in our environments")
-    add_arguments(parser)
     parser.add_argument("--seed", type=partial(whole, low=1), default=1)
     parser.add_argument("--total-timesteps", type=partial(whole, low=1), default=500_000, help="environment steps")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to add the evaluations to")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    if not (Path(args.checkout) / "harl/runners").is_dir():
-        parser.error(f"{args.checkout}: no checkout of HARL there")
+    args = parse(parser, argv)
     run_of = [args.scenario, args.algorithm, harl_driver.commit_of(args.checkout), args.seed]
     commit = provenance.git_commit()
     make = partial(make_env, args.scenario)

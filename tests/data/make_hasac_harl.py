@@ -74,7 +74,7 @@ def weights(runner: Any) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    harl_driver.import_base_runner(sys.argv[1])
+    harl_driver.import_base_runner(sys.argv[1], "off_policy_base_runner")
     from harl.algorithms.actors.hasac import HASAC  # pyright: ignore[reportMissingImports]
     from harl.algorithms.critics.soft_twin_continuous_q_critic import (  # pyright: ignore[reportMissingImports]
         SoftTwinContinuousQCritic,
