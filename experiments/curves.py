@@ -37,7 +37,7 @@ from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
-MORE_COLORS, MORE_STYLES = "gold navy darkgreen crimson indigo sienna".split(), ("-", "--", "-.")
+MORE_COLORS, MORE_STYLES = "gold navy darkgreen crimson indigo sienna teal magenta".split(), ("-", "--", "-.", ":")
 IN_PANELS = 6  # legend entries that a panel has room for
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {

@@ -207,12 +207,12 @@ def test_many_algorithms_have_one_legend_and_lines_of_their_own(
 
     shown: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
-    nested = {f"idea-{i}": {1: {100: 1.0 * i, 200: 2.0 * i}} for i in range(16)} | {"HIS": {1: {100: 0.0, 200: 1.0}}}
+    nested = {f"idea-{i}": {1: {100: 1.0 * i, 200: 2.0 * i}} for i in range(30)} | {"HIS": {1: {100: 0.0, 200: 1.0}}}
     curves.plot({"a": nested, "b": dict(list(nested.items())[:3])}, {}, {}, tmp_path / "x.png")
     (figure,) = shown
-    assert len(figure.legends[0].texts) == 17 and all(axes.get_legend() is None for axes in figure.axes)
+    assert len(figure.legends[0].texts) == 31 and all(axes.get_legend() is None for axes in figure.axes)
     looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(looks) == 17
+    assert len(looks) == 31
 
 
 def test_a_curve_far_below_random_does_not_press_the_others_together(
