@@ -6,8 +6,9 @@ second actor term: the Box-Cox transformed log-probability of the *historical* a
 agent's Shapley Q-value, estimated from the critic with the actions of the agents outside a sampled coalition masked to
 zero. `diff baselines/hasac_mamujoco.py his_mamujoco.py` shows all that it adds.
 
-`# Eq. (8)` is an equation of the HIS paper; READING n and DEVIATION n are explained in docs/paper_notes.md. Shapes: B
-batch, E environments, N agents, S state, O_i observation and A_i action dims of agent i, M coalitions, K n-step window.
+`# Eq. (8)` is an equation of the HIS paper; READING n and DEVIATION n are explained in docs/paper_notes.md; DIFFERS is
+where the scripts of the benchmarks differ. Shapes: B batch, E environments, N agents, S state, O_i observation and A_i
+action dims of agent i, M coalitions, K n-step window.
 """
 
 import contextlib
@@ -76,7 +77,7 @@ class Args(readings.Readings):
     run_name: str = ""
     """suffix of the run folder"""
     resume: str = ""
-    """run folder to continue, bit-exactly on a CPU; every other value comes from its config.json"""
+    """run folder to continue, bit-exactly on a CPU; all that decides what is learnt comes from its config.json"""
     evaluate: str = ""
     """run folder whose best policy to evaluate, instead of training"""
     track: bool = False
@@ -120,7 +121,7 @@ class Args(readings.Readings):
     """e, gradient steps of an actor in one update (Algorithm 1; READING 9)"""
 
     credit: Literal["his", "share", "local", "none"] = "his"
-    """his: Eq. (10); share: Q for the Shapley value; local: the Shapley value for Q (READING 11); none: HASAC"""
+    """his: Eq. (10); share: Q in place of the Shapley value; local: the reverse (READING 11); none: HASAC"""
     num_coalitions: int = 1  # DIFFERS: the paper's value
     """M, sampled coalitions per agent and state ("sample times", Tables 2, 4, 6)"""
     beta: float = 10.0
@@ -260,7 +261,7 @@ class Batch(NamedTuple):
     state: Tensor  # (B, S)
     actions: Tensor  # (B, sum A_i), the historical joint action a^D
     reward: Tensor  # (B,) n-step return R
-    discount: Tensor  # (B,) gamma^m (1 - terminated): the factor of the bootstrap value
+    discount: Tensor  # (B,) gamma^m (1 - terminated) after m rewards: the factor of the bootstrap value
     next_obs: list[Tensor]  # over agents (B, O_i), at the end of the window
     next_state: Tensor  # (B, S)
 
@@ -351,7 +352,8 @@ def shapley_values(value: Callable[[Tensor], Tensor], ranks: Tensor, marginal: s
     """Shapley Q-values Phi (N, B) of all agents from permutations (READING 8).
 
     Agents join in the order of a permutation; the differences of the N + 1 values on the way are their contributions,
-    whose sum is Q(s, a) - Q(s, 0). `value`: members (B, N) -> Q(s, a_C) (B,); ranks (M, B, N): their positions.
+    whose sum is Q(s, a) - Q(s, 0) (of `marginal` "difference"). `value`: members (B, N) -> Q(s, a_C) (B,); ranks
+    (M, B, N): their positions.
     """
     num_agents = ranks.shape[-1]
     nobody, everybody = value(ranks[0] < 0), value(ranks[0] < num_agents)
@@ -371,9 +373,7 @@ def historical_loss(mean: Tensor, log_std: Tensor, pre_tanh: Tensor, phi: Tensor
     """
     with torch.no_grad():
         finite = torch.isfinite(gaussian_log_prob((pre_tanh - mean) / log_std.exp(), log_std))
-    if not finite.any():
-        raise NonFiniteError("no historical log-probability of an agent is finite")
-    if not finite.all():  # DEVIATION 3: such rows are dropped
+    if finite.any() and not finite.all():  # DEVIATION 3: such rows are dropped; with none left the loss is not finite
         mean, log_std, pre_tanh, phi = (x[finite] for x in (mean, log_std, pre_tanh, phi))
     log_density = gaussian_log_prob((pre_tanh - mean) / log_std.exp(), log_std)  # log f, Eq. (27)
     highest, hits = log_density.detach().max(), torch.zeros_like(phi)
@@ -470,7 +470,7 @@ def update_actors(
     args: Args,
     diagnose: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sequential update of all actors in a random order, Algorithm 1 lines 11-20, Eq. (10).
+    """Sequential update of all actors in a random order, Algorithm 1 lines 11-21, Eq. (10).
 
     Args:
         alpha: (N,) temperatures. diagnose: also measure the gradients of the loss's terms (a backward pass each).
@@ -871,7 +871,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, else a signal)."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
     args = cli.parse(Args, PRESETS, LIMITS, argv, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None
     try:

@@ -6,8 +6,9 @@ second actor term: the Box-Cox transformed log-probability of the *historical* a
 agent's Shapley Q-value, estimated from the critic with the actions of the agents outside a sampled coalition masked to
 zero. `diff baselines/hasac_bidexhands.py his_bidexhands.py` shows all that it adds.
 
-`# Eq. (8)` is an equation of the HIS paper; READING n and DEVIATION n are explained in docs/paper_notes.md. Shapes: B
-batch, E environments, N agents, S state, O_i observation and A_i action dims of agent i, M coalitions, K n-step window.
+`# Eq. (8)` is an equation of the HIS paper; READING n and DEVIATION n are explained in docs/paper_notes.md; DIFFERS is
+where the scripts of the benchmarks differ. Shapes: B batch, E environments, N agents, S state, O_i observation and A_i
+action dims of agent i, M coalitions, K n-step window.
 """
 
 import contextlib
@@ -86,7 +87,7 @@ class Args(harl.Preset):
     run_name: str = ""
     """suffix of the run folder"""
     resume: str = ""
-    """run folder to continue, bit-exactly on a CPU; every other value comes from its config.json"""
+    """run folder to continue, bit-exactly on a CPU; all that decides what is learnt comes from its config.json"""
     evaluate: str = ""
     """run folder whose best policy to evaluate, instead of training"""
     track: bool = False
@@ -273,7 +274,7 @@ class Batch(NamedTuple):
     state: Tensor  # (B, S)
     actions: Tensor  # (B, sum A_i), the historical joint action a^D
     reward: Tensor  # (B,) n-step return R
-    discount: Tensor  # (B,) gamma^m (1 - terminated): the factor of the bootstrap value
+    discount: Tensor  # (B,) gamma^m (1 - terminated) after m rewards: the factor of the bootstrap value
     next_obs: list[Tensor]  # over agents (B, O_i), at the end of the window
     next_state: Tensor  # (B, S)
 
@@ -391,7 +392,7 @@ def update_actors(
     args: Args,
     diagnose: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sequential update of all actors in a random order, Algorithm 1 lines 11-20, Eq. (10).
+    """Sequential update of all actors in a random order, Algorithm 1 lines 11-21, Eq. (10).
 
     Args:
         alpha: (N,) temperatures. diagnose: also measure the gradients of the loss's terms (a backward pass each).
@@ -786,7 +787,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, else a signal)."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
     args = cli.parse(Args, PRESETS, LIMITS, argv, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None
     try:

@@ -74,7 +74,7 @@ class Args(benchmarks.BenchmarkArgs):
     run_name: str = ""
     """suffix of the run folder"""
     resume: str = ""
-    """run folder to continue, bit-exactly on a CPU; every other value comes from its config.json"""
+    """run folder to continue, bit-exactly on a CPU; all that decides what is learnt comes from its config.json"""
     evaluate: str = ""
     """run folder whose best policy to evaluate, instead of training"""
     track: bool = False
@@ -855,7 +855,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, else a signal)."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
     words = benchmarks.with_scenario(sys.argv[1:] if argv is None else argv)
     args = cli.parse(Args, PRESETS, LIMITS, words, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None

@@ -74,7 +74,7 @@ class Args(benchmarks.BenchmarkArgs):
     run_name: str = ""
     """suffix of the run folder"""
     resume: str = ""
-    """run folder to continue, bit-exactly on a CPU; every other value comes from its config.json"""
+    """run folder to continue, bit-exactly on a CPU; all that decides what is learnt comes from its config.json"""
     evaluate: str = ""
     """run folder whose best policy to evaluate, instead of training"""
     track: bool = False
@@ -201,7 +201,7 @@ class Batch(NamedTuple):
     state: Tensor  # (B, S)
     actions: Tensor  # (B, sum A_i), the joint action a^D
     reward: Tensor  # (B,) n-step return R
-    discount: Tensor  # (B,) gamma^m (1 - terminated): the factor of the bootstrap value
+    discount: Tensor  # (B,) gamma^m (1 - terminated) after m rewards: the factor of the bootstrap value
     next_obs: list[Tensor]  # over agents (B, O_i), at the end of the window
     next_state: Tensor  # (B, S)
 
@@ -760,7 +760,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0; 2 wrong usage, 3 non-finite, else a signal)."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
     words = benchmarks.with_scenario(sys.argv[1:] if argv is None else argv)
     args = cli.parse(Args, PRESETS, LIMITS, words, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None

@@ -1,1 +1,1 @@
-"""What the scripts share and what teaches nothing about HIS: environments, logging, checkpoints, statistics."""
+"""What the scripts share: environments, logging, checkpoints, statistics, and small functions and flags of HIS."""

@@ -20,11 +20,11 @@ def fit_lambda(y: Tensor, low: float, high: float) -> Tensor:
         score(lambda) = mean(t) - mean(w e t) / mean(w^2) + 1 / lambda.
 
     The optimum equals `scipy.stats.boxcox_normmax(y, method="mle")` clipped to the bounds (one outside: the nearer
-    bound), at a fraction of its time. Fewer than 8 values or a spread below 1e-6 do not determine it: then it is 1, the
-    identity up to a shift.
+    bound), at a fraction of its time. Fewer than 8 values, a spread below 1e-6 or a NaN do not determine it: then it is
+    1, the identity up to a shift.
     """
     values = y.detach().double().cpu().numpy()
-    if len(values) < MIN_COUNT or np.ptp(values) < MIN_SPREAD:
+    if len(values) < MIN_COUNT or not np.ptp(values) >= MIN_SPREAD:  # a NaN is not >=
         return torch.ones((), dtype=y.dtype, device=y.device)
     log_y = np.log(values)
     logs = {True: log_y - log_y.max(), False: log_y - log_y.min()}  # lambda > 0 or not: keeps e in (0, 1]

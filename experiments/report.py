@@ -160,13 +160,17 @@ def decided(interval: Interval, family: int, threshold: float = 0.0, more: bool 
     """Middle and 95 % interval as words, and the side: "for" where it is above (not `more`: below) the threshold.
 
     "against" takes the interval at the level 1 - 0.05 / family (Bonferroni): one of the `family` comparisons of a claim
-    refutes it, and by chance one in forty would at 95 %.
+    refutes it, and by chance one in forty would at 95 %. Where that makes the difference the words have it, too.
     """
     middle, low, high = interval(0.95)
-    _, wide_low, wide_high = interval(1 - 0.05 / family)
-    above, below = (low, wide_high) if more else (-high, -wide_low)
+    level = 1 - 0.05 / family
+    _, wide_low, wide_high = interval(level)
+    above, below, below_95 = (low, wide_high, high) if more else (-high, -wide_low, -low)
     line = threshold if more else -threshold
-    return brackets(middle, low, high), "for" if above > line else "against" if below < line else "open"
+    words = brackets(middle, low, high)
+    if below_95 < line <= below:
+        words += f", at {100 * level:.4g} % [{shown(wide_low)}, {shown(wide_high)}]"
+    return words, "for" if above > line else "against" if below < line else "open"
 
 
 def enough_runs(evidence: Evidence, claim: Claim, task: str, other: str) -> bool:
@@ -181,7 +185,7 @@ def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int
     more = rule.measure != "unsteadiness"
     if rule.paired and len(differences) > 1:
         words, side = decided(lambda level: t_interval(differences, level), family, more=more)
-        return f"difference {words}, above on {(differences > 0).sum()} of {len(differences)} seeds", side
+        return f"paired difference {words}, above on {(differences > 0).sum()} of {len(differences)} seeds", side
     first, second = (np.array([*values.values()]) for values in (ones, others))
     words, side = decided(lambda level: difference_interval(first, second, level=level), family, more=more)
     return f"difference {words}", side

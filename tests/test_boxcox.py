@@ -1,5 +1,6 @@
 """The Box-Cox transform and its fitted parameter against scipy, and the whole historical loss on hostile batches."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,10 +227,13 @@ def test_non_finite_rows_are_dropped_and_counted(where: int, bad: float, below_f
         assert not gradient[rows].any()
 
 
-def test_batch_without_a_finite_row_stops_with_its_name() -> None:
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_loss_of_a_batch_without_a_finite_row_is_not_finite(wrong: float) -> None:
+    """So that `Learner.update` stops with the name of the agent's loss, as for every other."""
     mean, log_std, u = gaussian_batch(20)
-    with pytest.raises(hm.NonFiniteError, match="historical"):
-        run_loss(mean * torch.nan, log_std, u)
+    loss, info, _ = run_loss(torch.full_like(mean, wrong), log_std, u)
+    assert info["dropped_rows"] == 20
+    assert not loss.isfinite()
 
 
 def weights(mean: Tensor, log_std: Tensor, u: Tensor, **values: Any) -> Tensor:
