@@ -258,7 +258,11 @@ class Critic(nn.Module):
         else:
             each = zip(self.utilities, obs, actions, strict=True)
             utilities = torch.stack([utility(o, a) for utility, o, a in each], dim=1)
-        return (utilities[:, 0] if self.mixer is None else self.mixer(utilities, state)), utilities
+        return self.mix(utilities, state), utilities
+
+    def mix(self, utilities: Tensor, state: Tensor) -> Tensor:
+        """(B, N) and (B, S) -> Q_tot (B,)"""
+        return utilities[:, 0] if self.mixer is None else self.mixer(utilities, state)
 
 
 def network_sizes(env: VecEnv, args: Args) -> list[tuple[int, int]]:
@@ -407,7 +411,8 @@ def update_actors(
     loss = -q_tot.mean() + args.action_reg * joint.square().mean()
     metrics: dict[str, Tensor] = {}
     if diagnose:
-        (slopes,) = torch.autograd.grad(q_tot.sum(), utilities, retain_graph=True)
+        leaf = utilities.detach().requires_grad_()  # apart from the graph above, which --compile makes one node
+        (slopes,) = torch.autograd.grad(critic.mix(leaf, batch.state).sum(), leaf)
         metrics = {f"credit/slope_{i}": value for i, value in enumerate(slopes.mean(0))}
     optimizer.zero_grad()
     loss.backward()

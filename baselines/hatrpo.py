@@ -57,8 +57,8 @@ class Args(benchmarks.BenchmarkArgs):
     """CPU threads of torch"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """of torch.set_float32_matmul_precision: medium can be faster on AMD CPUs; it may round (bf16: AMX, TF32: CUDA)"""
-    compile: bool = False
-    """torch.compile the networks (CUDA only)"""
+    compile: bool = False  # DIFFERS: the algorithm
+    """torch.compile the critic (CUDA only); the actors' step needs second derivatives, which compiled networks lack"""
     eval_every: int = 100_000
     """environment steps between evaluations"""
     eval_episodes: int = 40
@@ -548,8 +548,7 @@ class Learner:
         self.update_step = 0  # gradient steps of the critic
         self.batch: Batch | None = None  # of the last round
         if args.compile and device.type == "cuda":
-            for module in (*self.actors, self.critic):
-                module.compile()
+            self.critic.compile()  # DIFFERS: `fisher_product` differentiates an actor twice
 
     def update(self, buffer: RolloutBuffer) -> dict[str, Tensor]:
         """One round of updates on a full rollout, which it uses up; returns metrics as scalar tensors."""

@@ -4,6 +4,7 @@ import ctypes
 import sys
 
 import torch
+import torch._functorch.config as functorch_config
 
 from common.cli import UsageError, memory_bytes
 
@@ -21,7 +22,17 @@ def pick_device(name: str, threads: int, matmul_precision: str, compile_requeste
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if compile_requested and device.type == "cpu":
         print("--compile: ignored on a CPU; it compiles the networks on CUDA only")
+    elif compile_requested:
+        keep_graphs()
     return device
+
+
+def keep_graphs() -> None:
+    """Let a compiled network be passed backward more than once, as `gradients.gradient_norms` does, a term at a time.
+
+    By default its backward pass uses up memory that the next one needs, and torch refuses that one.
+    """
+    functorch_config.donated_buffer = False
 
 
 def keep_freed_memory() -> bool:

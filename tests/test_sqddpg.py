@@ -1,19 +1,20 @@
 """sqddpg.py: its coalitions, Shapley values of a toy game, updates against oracles, a game, and as a user runs it."""
 
 import copy
+import functools
 import itertools
 import json
 import math
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from helpers import CPU, ToyEnv, double_precision
+from helpers import CPU, ToyEnv, double_precision, filled_buffer
 from helpers import random_batch as his_batch
 from onpolicy_helpers import BaselineDriver
 from scipy import stats
@@ -157,13 +158,16 @@ def test_samples_converge_to_the_shapley_value() -> None:
 
 
 def test_the_permutation_of_2019_is_not_the_shapley_value() -> None:
-    """Positions where agents are due: agent i's slots end with another's action; only an own inverse hides that."""
+    """Positions where agents are due: agent i's slots end with another's action; only an own inverse hides that.
+
+    They are those of `slots_of` with the actions sorted by the inverse permutation, up to the position of i.
+    """
     wrong, exact = np.zeros(N), exact_shapley_values()
     for order in itertools.permutations(range(N)):
-        inverse = np.argsort(order)
+        inverse = torch.tensor(np.argsort(order))
         for i in range(N):
-            listed = [2.0 ** inverse[p] for p in range(list(order).index(i) + 1)]
-            slots = torch.tensor([[listed + [0.0] * (N - len(listed))]])
+            at = order.index(i)
+            slots = sqddpg.slots_of(int(inverse[at]), coded_actions(1), inverse[None, None])
             wrong[i] += float(game_contribution(torch.zeros(1, 1), slots)) / 24
     assert np.abs(wrong - exact).max() > 0.3
 
@@ -390,7 +394,52 @@ def test_a_team_finds_an_interior_optimum(monkeypatch: pytest.MonkeyPatch) -> No
     assert trained(1.2, 2, 400, monkeypatch)[1] > -0.2  # doing nothing gets -1.44, untrained policies -0.9 or less
 
 
+def test_every_pass_of_an_update_has_permutations_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Tensor]] = []
+
+    def spy(name: str, original: Any, *given: Any) -> Any:
+        (orders,) = [x for x in given if isinstance(x, Tensor) and x.shape == (3, 16, 3)]
+        seen.append((name, orders))
+        return original(*given)
+
+    for name in ("critic_target", "update_critics", "update_actors"):
+        monkeypatch.setattr(sqddpg, name, functools.partial(spy, name, getattr(sqddpg, name)))
+    env = toy()
+    learner = learner_of(env)
+    kind: Any = sqddpg.ReplayBuffer
+    buffer: Any = filled_buffer(env, 40, cast(Any, learner.args), kind=kind)
+    for _ in range(2):
+        learner.update(buffer)
+    passes = ["critic_target", "update_critics"]
+    assert [name for name, _ in seen] == [*passes, *passes, "update_actors"]
+    assert not any(torch.equal(one, other) for (_, one), (_, other) in itertools.combinations(seen, 2))
+
+
 # ---- as a user runs it
+
+
+def test_the_values_are_those_of_the_docs() -> None:
+    """docs/baselines.md; `test_every_benchmark_trains` has what differs between the benchmarks."""
+    expected: dict[str, Any] = dict(
+        num_coalitions=3,
+        num_envs=20,
+        hidden_sizes=(256, 256),
+        gamma=0.99,
+        actor_lr=5e-4,
+        critic_lr=1e-3,
+        batch_size=1000,
+        buffer_size=1_000_000,
+        warmup_steps=10_000,
+        train_interval=50,
+        update_per_train=1,
+        policy_frequency=2,
+        tau=0.005,
+        grad_clip=0.0,
+        n_step=1,
+        exploration_noise=0.1,
+    )
+    assert {name: getattr(sqddpg.Args(), name) for name in expected} == expected
+    assert {name for own in sqddpg.PRESETS.values() for name in own} & expected.keys() == {"num_coalitions", "gamma"}
 
 
 @pytest.mark.parametrize(
@@ -530,11 +579,10 @@ def test_a_run_of_another_script_is_refused(undisturbed: Path, tmp_path: Path, c
 # What sqddpg.py has in common with his_mpe.py by name but not by content: another algorithm, and all benchmarks.
 UNLIKE_HIS = {
     *("SCRIPT", "Args", "LIMITS: dict[str, tuple[float | None, float | None]]", "RESUMABLE", "check_args"),
-    *("common", "Actor.docstring", "Actor.__call__: Callable[[Tensor], Tensor]", "Actor.__init__", "Actor.forward"),
-    *("critic_target", "update_actors", "update_target", "Batch.actions: Tensor"),
+    *("common", "Actor.docstring", "Actor.__init__", "Actor.forward"),
+    *("critic_target", "update_actors", "update_target"),
     *(f"Learner.{name}" for name in ("docstring", "__init__", "update", "act", "modules")),
     *("Learner.state_dict", "Learner.load_state_dict", "train", "main"),
-    *("PRESETS: dict[str, dict[str, Any]]",),
 }
 
 
@@ -543,7 +591,7 @@ def test_the_frame_is_that_of_the_his_scripts() -> None:
     both = [key for key in his if key in script]
     unequal = {key for key in both if his[key][0] != script[key][0]}
     fields = {key for key in unequal if key.startswith("Args.")}
-    assert unequal - fields - UNLIKE_HIS == set()
+    assert unequal - fields == UNLIKE_HIS, (unequal - fields) ^ UNLIKE_HIS
     equal = set(both) - unequal
     assert {"evaluate", "evaluate_and_record", "evaluate_run", "rates", "restore", "act_and_store", "mlp"} <= equal
     assert {"Run.save", "Run.__init__", "Run.load_state_dict", "ReplayBuffer.sample", "ReplayBuffer.add"} <= equal
