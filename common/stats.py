@@ -64,6 +64,39 @@ def t_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, flo
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
+def welch_interval(one: np.ndarray, other: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """mean(one) - mean(other) of two independent sets of runs, (R,) and (R',), and Welch's interval.
+
+    Unlike a percentile bootstrap, which never leaves the sample, it grows without bound with the level. With a single
+    run on a side it is infinite.
+    """
+    difference = float(np.mean(one) - np.mean(other))
+    if min(len(one), len(other)) < 2:
+        return difference, -np.inf, np.inf
+    if not np.ptp(one) and not np.ptp(other):  # scipy has no interval where nothing varies
+        return difference, difference, difference
+    low, high = stats.ttest_ind(one, other, equal_var=False).confidence_interval(level)  # pyright: ignore[reportAttributeAccessIssue]
+    return difference, float(low), float(high)
+
+
+def rank_p_value(one: np.ndarray, other: np.ndarray) -> float:
+    """Two-sided p-value of the rank sum of two independent sets of runs, (R,) and (R',), by permutations; ties halve.
+
+    All permutations where there are at most 10,000 (five and five runs: 252, so at least 2 / 252), else 10,000 drawn.
+    1 with a single run on a side.
+    """
+    if min(len(one), len(other)) < 2:
+        return 1.0
+    ranks = stats.rankdata(np.concatenate([one, other]))
+    parts = ranks[: len(one)], ranks[len(one) :]
+
+    def shift(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return x.mean(axis) - y.mean(axis)
+
+    rng = np.random.default_rng(0)
+    return float(stats.permutation_test(parts, shift, vectorized=True, n_resamples=10_000, rng=rng).pvalue)
+
+
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     """P(a run of `one` scores higher than one of `other`), ties counted half; (R,), (R',): Mann-Whitney's U / RR'."""
     difference = np.asarray(one)[:, None] - np.asarray(other)[None, :]

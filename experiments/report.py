@@ -21,7 +21,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from common.stats import bootstrap_interval, difference_interval, improvement_interval, iqm, t_interval
+from common.stats import (
+    bootstrap_interval,
+    difference_interval,
+    improvement_interval,
+    iqm,
+    rank_p_value,
+    t_interval,
+    welch_interval,
+)
 from experiments import cost
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.command_line import Parser
@@ -122,7 +130,8 @@ def unsteadiness(curve: Curve, last: int) -> float:
     if half.sum() < 3:
         return 0.0
     line = np.polynomial.Polynomial.fit(curve.steps[half], curve.returns[half], 1)
-    return float(np.std(curve.returns[half] - line(curve.steps[half])))
+    rest = curve.returns[half] - line(curve.steps[half])
+    return float(np.sqrt(rest @ rest / (half.sum() - 2)))  # the line has taken two degrees of freedom
 
 
 MEASURES = {"final": final, "last half": last_half, "unsteadiness": unsteadiness}
@@ -153,29 +162,46 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
     return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
 
 
-Interval = Callable[[float], tuple[float, float, float]]  # level -> middle, low, high
+Numbers = tuple[float, float, float]  # middle, low, high
+Sure = Callable[[float], tuple[bool, str]]  # level -> whether a test rejects there, and its words
 
 
-def decided(interval: Interval, family: int, threshold: float = 0.0, more: bool = True) -> tuple[str, Side]:
+def decided(found: Numbers, sure: Sure, family: int, threshold: float = 0.0, more: bool = True) -> tuple[str, Side]:
     """Middle and 95 % interval as words, and the side: "for" where it is above (not `more`: below) the threshold.
 
-    "against" takes the interval at the level 1 - 0.05 / family (Bonferroni): one of the `family` comparisons of a claim
-    refutes it, and by chance one in forty would at 95 %. Where that makes the difference the words have it, too.
+    "against": it is on the other side, and a test is `sure` at the level 1 - 0.05 / family (Bonferroni): one of the
+    `family` comparisons of a claim refutes it, and by chance one in forty would at 95 %. A bootstrap cannot be that
+    test: once all runs of one side lie above all of the other, its interval leaves out 0 at every level. Where the test
+    is not sure the words have it, too.
     """
-    middle, low, high = interval(0.95)
-    level = 1 - 0.05 / family
-    _, wide_low, wide_high = interval(level)
-    above, below, below_95 = (low, wide_high, high) if more else (-high, -wide_low, -low)
-    line = threshold if more else -threshold
-    words = brackets(middle, low, high)
-    if below_95 < line <= below:
-        words += f", at {100 * level:.4g} % [{shown(wide_low)}, {shown(wide_high)}]"
-    return words, "for" if above > line else "against" if below < line else "open"
+    middle, low, high = found
+    words, level = brackets(middle, low, high), 1 - 0.05 / family
+    if (low > threshold) if more else (high < threshold):
+        return words, "for"
+    if (high >= threshold) if more else (low <= threshold):
+        return words, "open"
+    if low == high:  # single runs, which no test takes
+        return words, "against"
+    rejects, how = sure(level)
+    return (words, "against") if rejects else (f"{words}, {how}", "open")
+
+
+def sure_of(interval: Callable[[float], Numbers], threshold: float = 0.0) -> Sure:
+    """The test that an interval at a level is: sure where it leaves out the threshold."""
+
+    def sure(level: float) -> tuple[bool, str]:
+        _, low, high = interval(level)
+        return low > threshold or high < threshold, f"at {100 * level:.4g} % [{shown(low)}, {shown(high)}]"
+
+    return sure
 
 
 def enough_runs(evidence: Evidence, claim: Claim, task: str, other: str) -> bool:
-    """Whether both sides of a comparison have MIN_RUNS finished runs."""
-    return min(len(evidence.of(task, variant)) for variant in (claim.ours, other)) >= MIN_RUNS
+    """Whether both sides of a comparison have MIN_RUNS finished runs; for a paired rule, of the same seeds."""
+    sides = [{curve.seed for curve in evidence.of(task, variant)} for variant in (claim.ours, other)]
+    if isinstance(claim.rule, Ahead) and claim.rule.paired:
+        sides = [sides[0] & sides[1]]
+    return min(map(len, sides)) >= MIN_RUNS
 
 
 def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
@@ -183,18 +209,26 @@ def ahead(rule: Ahead, mine: Sequence[Curve], theirs: Sequence[Curve], last: int
     ones, others = ({curve.seed: measure(curve, last) for curve in side} for side in (mine, theirs))
     differences = np.array([ones[seed] - others[seed] for seed in ones if seed in others])
     more = rule.measure != "unsteadiness"
-    if rule.paired and len(differences) > 1:
-        words, side = decided(lambda level: t_interval(differences, level), family, more=more)
+    if rule.paired and len(differences):
+        alone = float(differences[0])
+        found = t_interval(differences) if len(differences) > 1 else (alone, alone, alone)
+        words, side = decided(found, sure_of(lambda level: t_interval(differences, level)), family, more=more)
         return f"paired difference {words}, above on {(differences > 0).sum()} of {len(differences)} seeds", side
     first, second = (np.array([*values.values()]) for values in (ones, others))
-    words, side = decided(lambda level: difference_interval(first, second, level=level), family, more=more)
-    return f"difference {words}", side
+    sure = sure_of(lambda level: welch_interval(first, second, level))
+    words, side = decided(difference_interval(first, second), sure, family, more=more)
+    return f"difference {words}" + (", no seed in common" if rule.paired else ""), side
 
 
 def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: int, family: int) -> tuple[str, Side]:
     level = float(iqm(np.array([final(curve, last) for curve in theirs])))
     ones, others = (np.array([-min(steps_to(c, level, last), 2.0 * last) for c in side]) for side in (mine, theirs))
-    words, side = decided(lambda wide: improvement_interval([ones], [others], level=wide), family, 0.5)
+
+    def sure(wide: float) -> tuple[bool, str]:
+        p = rank_p_value(ones, others)
+        return p < 1 - wide, f"rank test p {p:.2g}, not below {1 - wide:.2g}"
+
+    words, side = decided(improvement_interval([ones], [others]), sure, family, 0.5)
     reached = f"{(ones >= -last).sum()} of {len(ones)} and {(others >= -last).sum()} of {len(others)} runs reach it"
     return f"P(sooner at {shown(level)}) {words}; {reached}", side
 
@@ -213,12 +247,9 @@ def fails(since: Since, mine: Sequence[Curve], theirs: Sequence[Curve], last: in
     if float(bootstrap_interval([ends])[0]) <= start:
         return "what it is compared with does not end above untrained policies", "open"
     effective = start + since.rule.share * (float(iqm(ends)) - start)
-
-    def interval(level: float) -> tuple[float, float, float]:
-        low, high = bootstrap_interval([values], level=level)
-        return float(iqm(values)), float(low), float(high)
-
-    words, side = decided(interval, family, effective, more=False)
+    low, high = map(float, bootstrap_interval([values]))
+    sure = sure_of(lambda level: t_interval(values, level), effective)
+    words, side = decided((float(iqm(values)), low, high), sure, family, effective, more=False)
     return f"ends at {words}; effective from {shown(effective)}", side
 
 
@@ -226,8 +257,8 @@ def alike(since: Since, mine: Sequence[Curve], theirs: Sequence[Curve], last: in
     ones, others = (np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs))
     margin = since.rule.share * abs(float(iqm(ones)) - since.start)
     middle, low, high = difference_interval(others, ones)
-    _, wide_low, wide_high = difference_interval(others, ones, level=1 - 0.05 / family)
-    apart = wide_low > margin or wide_high < -margin
+    _, wide_low, wide_high = welch_interval(others, ones, 1 - 0.05 / family)
+    apart = min(low, wide_low) > margin or max(high, wide_high) < -margin
     side: Side = "for" if -margin < low and high < margin else "against" if apart else "open"
     return f"difference {brackets(middle, low, high)}; alike within {shown(margin)}", side
 
@@ -359,7 +390,7 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 
 | verdict | |
 |---|---|
-| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One comparison against it refutes a claim about several; its interval must then leave out 0 at the level 1 - 0.05 / (number of comparisons of the claim that have runs enough), so that chance does not refute. "at N steps": shorter runs than the full budget |
+| confirmed, refuted | at least {MIN_RUNS} runs (the paper's number) on each side, and the interval decides. One comparison against it refutes a claim about several; a test must then be sure of it at the level 1 - 0.05 / (number of comparisons of the claim that have runs enough), so that chance does not refute: Student's or Welch's interval leaves out 0, for P(sooner) a permutation test of the ranks rejects (five runs a side can do that for at most six comparisons). "at N steps": shorter runs than the full budget |
 | undecided | runs enough, but the intervals do not decide |
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |

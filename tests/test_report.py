@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common import stats
 from experiments import claims, cost, curves, report
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.report import Cell, Evidence, Price, cell_of, judge, price, runs_for
@@ -181,6 +182,26 @@ def test_one_of_many_comparisons_needs_a_wider_interval_to_refute() -> None:
     given = evidence(his=ramp(12.7), none=ramp(10))
     cells = [cell_of(claim(Ahead(), tasks=n), TASK, "none", given) for n in (1, 60)]
     assert [cell.side for cell in cells if cell] == ["for", "for"]
+
+
+def test_runs_that_do_not_overlap_are_not_sure_at_every_level() -> None:
+    """By chance five runs lie below five others once in 252; a bootstrap would take that for certain."""
+    higher, sooner = ramp(14.1), ramp(10, noise=(0.0,) * 5)
+    for rule, mine, theirs in ((Ahead(), ramp(10), higher), (Sooner(), ramp(8), sooner)):
+        for tasks, side in ((1, "against"), (36, "open")):
+            cell = cell_of(claim(rule, tasks=tasks), TASK, "none", evidence(his=mine, none=theirs))
+            assert cell is not None and cell.side == side, (rule, tasks, cell)
+    assert stats.rank_p_value(np.arange(5.0), np.arange(5.0, 10.0)) == pytest.approx(2 / 252)
+
+
+def test_a_paired_rule_counts_seeds_that_both_have() -> None:
+    given = evidence(his=ramp(20), none=ramp(10))
+    moved = [dataclasses.replace(curve, seed=curve.seed + 3) for curve in given.curves[TASK, "none"]]
+    for shift, seeds in ((moved, 2), ([dataclasses.replace(c, seed=c.seed + 9) for c in moved], 0)):
+        other = dataclasses.replace(given, curves={**given.curves, (TASK, "none"): shift})
+        cell = cell_of(claim(Ahead(paired=True)), TASK, "none", other)
+        assert cell is not None and not cell.enough
+        assert ("of 2 seeds" if seeds else "no seed in common") in cell.outcome
 
 
 # ---- verdicts
