@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,10 +71,12 @@ def from_runs(progress: Iterable[folders.Progress]) -> Rate | None:
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------------
-def calibration_of(run: Run) -> Run:
-    """A short run that costs per step what `run` does."""
+def calibration_of(run: Run, extra: Sequence[str] = ()) -> Run:
+    """A short run that costs per step what `run` does; `extra`: flags of the user for every script."""
     variant = VARIANTS[run.variant]
-    envs = run.settings.get("num_envs") or variant.num_envs or PAPER_NUM_ENVS[TASKS[run.scenario].benchmark]
+    words = dict(pairwise(" ".join(extra).replace("=", " ").split()))
+    given = int(words["--num-envs"]) if words.get("--num-envs", "").isdigit() else 0
+    envs = given or run.settings.get("num_envs") or variant.num_envs or PAPER_NUM_ENVS[TASKS[run.scenario].benchmark]
     length: dict[str, Any] = dict(total_timesteps=20_000, log_every=4_000)
     if TASKS[run.scenario].benchmark == "bidexhands":  # a rollout of their presets is as long as all of that
         length = dict(rollout_steps=20, total_timesteps=100 * HANDS_ON_POLICY_ENVS, log_every=4_000)
@@ -113,7 +116,7 @@ def calibrate(
                     name, run = waiting.pop(0)
                     place = Path(temporary) / str(len(kinds) - len(waiting))
                     place.mkdir()
-                    command = calibration_of(run).command(str(place), extra)
+                    command = calibration_of(run, extra).command(str(place), extra)
                     running[name] = place, time.monotonic(), processes.start(command, place / "log", on_death=9)
                 for name, (place, started, process) in list(running.items()):
                     ended, cpu_s = _ended(process)

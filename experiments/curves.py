@@ -24,7 +24,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from common.stats import bootstrap_interval, difference_interval, iqm, t_interval
 from experiments.command_line import Parser
-from experiments.scores import LABELS, changes, label_of, mean_of_cell, shown, variant_of
+from experiments.scores import LABELS, changes, label_of, mean_of_cell, shown, variant_of, whole
 from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
@@ -54,14 +54,14 @@ Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_s
 Rows = dict[str, list[dict[Any, Any]]]  # scenario -> rows of a CSV file
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], list[dict[str, Any]]]:
+def read_run(folder: Path) -> tuple[dict[str, Any], list[Mapping[str, str]], list[dict[str, Any]]]:
     """config.json, the rows of eval.csv and the lines of metrics.jsonl of a run folder; OSError where one is missing.
 
     A line that a kill has torn is left out.
     """
     config = json.loads((folder / "config.json").read_text())
     with open(folder / "eval.csv", newline="") as file:
-        evaluations = list(csv.DictReader(file))
+        evaluations = whole(csv.DictReader(file))
     lines = []
     if (folder / "metrics.jsonl").exists():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]], list[d
     return config, evaluations, lines
 
 
-def by_evaluation(episodes: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+def by_evaluation(episodes: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """From the rows of eval.csv, one an episode, a row an evaluation: see the top of this file."""
     found: dict[int, tuple[list[float], list[str]]] = defaultdict(lambda: ([], []))
     for row in episodes:
@@ -119,13 +119,18 @@ def identity(run: dict[str, Any]) -> tuple[str, str, str, int]:
 def earlier(out: Path, new: set[tuple[str, str, str, int]]) -> tuple[list[dict[str, Any]], dict[str, Rows]]:
     """The runs that `out` holds beside those of `new`, and their rows in the files of each kind (see COLUMNS)."""
     path = out / "runs.json"
-    runs = [run for run in json.loads(path.read_text()) if identity(run) not in new] if path.exists() else []
+    try:
+        runs = [run for run in json.loads(path.read_text()) if identity(run) not in new] if path.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise CurvesError(f"{path} is damaged ({type(error).__name__}: {error}); --anew drops what it held") from error
     known = {identity(run) for run in runs}
     rows: dict[str, Rows] = {kind: defaultdict(list) for kind in COLUMNS}
     for scenario in sorted({run["args"]["scenario"] for run in runs}):
         for kind in COLUMNS:
             if kind and not (out / f"{scenario}{kind}.csv").exists():
                 continue
+            if not (out / f"{scenario}{kind}.csv").exists():
+                raise CurvesError(f"{out} has no {scenario}.csv, which its runs.json names; --anew drops what it held")
             with open(out / f"{scenario}{kind}.csv", newline="") as file:
                 for row in csv.DictReader(file):
                     if (scenario, row["algorithm"], row["rules"], int(row["seed"])) in known:
@@ -232,6 +237,9 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
     last: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for algorithm, seeds in nested.items():
         steps, _ = complete(nested, algorithm)
+        if not steps:
+            lines.append(f"| {algorithm} | {len(seeds)} | no evaluation step in common | |")
+            continue
         last[algorithm] = scores(nested, algorithm, steps[-1])
         cells = []
         for values in last[algorithm]:
@@ -239,9 +247,13 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
             cells.append(f"{shown(float(iqm(values)))} [{shown(float(low))}, {shown(float(high))}]")
         lines.append(f"| {algorithm}, to step {steps[-1]:,} | {len(seeds)} | " + " | ".join(cells) + " |")
     for his, hasac in opposed(nested):
-        if min(len(nested[his]), len(nested[hasac])) < MIN_COMPARED:
+        if min(len(nested[his]), len(nested[hasac])) < MIN_COMPARED or not {his, hasac} <= last.keys():
             continue
-        cells, common = [], min(complete(nested, algorithm)[0][-1] for algorithm in (his, hasac))
+        steps = [complete(nested, algorithm)[0] for algorithm in (his, hasac)]
+        cells, common = [], min(each[-1] for each in steps)
+        if not all(any(common // 2 < step <= common for step in each) for each in steps):
+            lines.append(f"| HIS - HASAC: one of them has no evaluation in the second half of {common:,} steps | | | |")
+            continue
         for one, other in zip(scores(nested, his, common), scores(nested, hasac, common)):
             middle, low, high = difference_interval(one, other)
             verdict = "ahead" if low > 0 else "behind" if high < 0 else "level"
@@ -294,6 +306,8 @@ def plot(
                 for points in seeds.values():
                     axes.plot(list(points), list(points.values()), color=color, linewidth=0.7, alpha=0.45)
             steps, returns = complete(nested, algorithm)
+            if not steps:
+                continue
             label = f"{algorithm.replace('`', '')}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
             (line,) = axes.plot(steps, iqm(returns), color=color, linestyle=style, linewidth=2.2, label=label)
             entries.setdefault(algorithm.replace("`", ""), line)
@@ -335,10 +349,15 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
     for folder in folders:
         try:
             config, evaluations, lines = read_run(folder)
+            settings, variant = config["args"], variant_of(config)
         except OSError as error:
             raise CurvesError(f"{folder} is not a run with evaluations: no {Path(error.filename).name}") from error
-        settings = config["args"]
-        if not (variant := variant_of(config)):
+        except (ValueError, KeyError, TypeError) as error:
+            raise CurvesError(f"{folder}: its files are damaged ({type(error).__name__}: {error})") from error
+        if not evaluations:
+            print(f"left out, no evaluation yet: {folder}", file=sys.stderr)
+            continue
+        if not variant:
             raise CurvesError(f"{folder}: neither its name nor its flags say which algorithm it is")
         about = {"algorithm": ", ".join([label_of(variant.removesuffix("-isaacgym")), *changes(config, variant)])}
         about |= {"rules": rules_of(settings), "seed": settings["seed"]}
@@ -352,6 +371,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
         if (key := identity(runs[-1])) in places:
             raise CurvesError(f"{places[key]} and {folder} are the same task, algorithm and seed: name one of them")
         places[key] = folder
+    if not runs:
+        raise CurvesError("none of these runs has an evaluation yet")
     return runs, rows
 
 
@@ -439,9 +460,9 @@ def main() -> int:
                 for scenario, lines in scenarios.items():
                     rows[kind][scenario] = lines + rows[kind][scenario]
         titles = titles_of(runs)
-    except CurvesError as error:
+        write(args.out, runs, rows)
+    except (CurvesError, OSError) as error:
         parser.error(str(error))
-    write(args.out, runs, rows)
     returns, rates, bounds = {}, {}, {}
     for scenario, lines in sorted(rows[""].items()):
         nested, shared = without_shared(curves(lines))

@@ -48,7 +48,8 @@ def find(runs_dir: Path) -> dict[tuple[str, int, str], Folder]:
             args = config["args"]
             key = args["scenario"], args["seed"], args["run_name"]
             folder = Folder(path.parent, config)
-            assert folder.commits
+            if not isinstance(config["command"], str) or not folder.commits:
+                raise ValueError("no command or commit")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SuiteError(f"{path}: no config.json of a run ({type(error).__name__}: {error})") from error
         if key in found:
@@ -75,6 +76,12 @@ def mismatch(run: Run, folder: Folder, extra: Sequence[str]) -> str | None:
         if given != list(extra):
             return f"its extra flags are {shlex.join(given) or 'none'} there and {shlex.join(extra) or 'none'} here"
     return None
+
+
+def prune(folder: Path) -> None:
+    """Delete the checkpoints with replay buffers, by which a run goes on; the best policy stays."""
+    for path in (folder / "checkpoints").glob("step_*.pt"):
+        path.unlink(missing_ok=True)
 
 
 # ---- progress --------------------------------------------------------------------------------------------------------

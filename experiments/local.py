@@ -181,8 +181,7 @@ class LocalPool:
     def _finished(self, job: Job) -> None:
         job.state = "finished"
         if self.prune and job.folder:
-            for path in (job.folder / "checkpoints").glob("step_*.pt"):
-                path.unlink(missing_ok=True)
+            folders.prune(job.folder)
         self.say(f"{job.run.name}: finished")
 
 

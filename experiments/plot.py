@@ -35,10 +35,12 @@ from experiments.scores import (
     Cells,
     Curve,
     cells,
+    changes,
     final,
     from_folder,
     from_results,
     horizon,
+    incomparable,
     interval,
     label_of,
     matrix,
@@ -82,6 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for flag, given, known in checks:
         if unknown := sorted(set(given or ()) - known):
             raise folders.SuiteError(f"{flag} {unknown[0]}: {args.suite} has {', '.join(sorted(known))}")
+    args.base, args.level_of = (name and shown_as(name) for name in (args.base, args.level_of))
     args.runs_dir = args.runs_dir or Path("runs/suites") / args.suite
     args.out = args.out or Path("runs/plots") / args.suite
     return args
@@ -119,27 +122,47 @@ def shown_as(variant: str) -> str:
     return variant.removesuffix("-long")
 
 
-def load(cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path]) -> list[Curve]:
+def load(
+    cases: Sequence[Wanted], runs_dir: Path, results: Iterable[Path], say: Callable[[str], None] = print
+) -> list[Curve]:
     """The curves of these cells; where a run is both collected and a folder, the folder counts.
 
-    Of what is collected, only the suite's seeds: other seeds may have served to choose what the suite compares.
+    Of what is collected, only the suite's seeds: other seeds may have served to choose what the suite compares. HIS
+    runs with other values than the suite's are said, and refused beside runs of the task that have them not.
     """
     known = {(case.task, case.variant) for case in cases}
     seeds = {(case.task, case.variant, seed) for case in cases for seed in case.seeds}
     settings = {(case.task, case.variant): case.settings for case in cases}
     found: dict[tuple[str, str, int], Curve] = {}
+    values: dict[str, dict[tuple[str, ...], str]] = {}  # task -> what runs have in place of the suite's values -> one
     for place in results:
         try:
             collected = from_results(place, settings)
         except FileNotFoundError as error:
             raise folders.SuiteError(f"--results {place}: no {Path(error.filename).name} there") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise folders.SuiteError(f"--results {place}: its files are damaged ({error})") from error
         keyed = {(curve.task, curve.variant, curve.seed): curve for curve in collected}
         found |= {key: curve for key, curve in keyed.items() if key in seeds}
+        for task, name, seed in keyed.keys() & seeds:
+            values.setdefault(task, {}).setdefault((), f"{place}, {name}, seed {seed}")
     for (task, seed, name), folder in (folders.find(runs_dir) if runs_dir.exists() else {}).items():
         if (task, name) in known and (curve := from_folder(folder.path, folder.config)):
+            if curve.variant.endswith("-isaacgym"):
+                raise folders.SuiteError(f"{folder.path}: a run in Isaac Gym; experiments.curves plots these")
             if curve.variant != name:
                 raise folders.SuiteError(f"{folder.path}: its settings are not those of the variant {name}")
             found[task, name, seed] = curve
+            if "credit" in folder.config["args"]:
+                different = tuple(changes(folder.config, name, settings[task, name]))
+                values.setdefault(task, {}).setdefault(different, str(folder.path))
+    for task, kinds in values.items():
+        if len(kinds) == 1 and (odd := next(iter(kinds))):
+            say(f"{task}: the runs have {', '.join(odd)} in place of the suite's values")
+        if len(kinds) > 1:
+            odd, where = next((odd, where) for odd, where in kinds.items() if odd)
+            other = next(where for odd_other, where in kinds.items() if odd_other != odd)
+            raise folders.SuiteError(f"{where} has {', '.join(odd)}, {other} has not: no fair comparison on {task}")
     curves = [
         dataclasses.replace(curve, task=panel_of(curve.task, curve.variant), variant=shown_as(curve.variant))
         for key, curve in found.items()
@@ -236,7 +259,7 @@ def _band(task: str, name: str, strata: Sequence[np.ndarray], x: np.ndarray) -> 
     every = np.concatenate(strata)
     low, high = bootstrap_interval(strata, draws=DRAWS)
     return [
-        {"task": task, "variant": name, "runs": len(every), "step": point, "iqm": middle, "low": a, "high": b}
+        {"task": task, "variant": name, "runs": len(every), "step": point, "iqm": middle} | ends(strata, a, b)
         for point, middle, a, b in zip(x.tolist(), iqm(every).tolist(), low.tolist(), high.tolist())
     ]
 
@@ -280,6 +303,7 @@ def efficiency_rows(done: Cells, level_of: str | None) -> Rows:
         for name, curves in variants.items():
             steps = np.array([steps_to(curve, level, last) for curve in curves])
             numbers = ["" if math.isinf(value) else int(value) for value in steps_interval(steps)]
+            numbers[1:] = numbers[1:] if len(steps) > 1 else ["", ""]
             rows.append(
                 {"task": task, "reference": reference, "level": level, "variant": name, "runs": len(steps)}
                 | {"reached": int(np.isfinite(steps).sum()), "within": last}
@@ -314,14 +338,15 @@ def profile_rows(common: Cells) -> Rows:
             for values in zip(
                 THRESHOLDS.tolist(), *(each.tolist() for each in performance_profile(strata, THRESHOLDS))
             ):
+                threshold, share, low, high = values
                 row = {"score": label, "variant": name, "tasks": len(strata), "runs": sum(map(len, strata))}
-                rows.append(row | dict(zip(("threshold", "share", "low", "high"), values)))
+                rows.append(row | {"threshold": threshold, "share": share} | ends(strata, low, high))
     return rows
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 class Painter:
-    """Panels in a grid, one colour a variant, and files of both kinds."""
+    """Panels in a grid, one colour and style of line a variant, and files of both kinds."""
 
     def __init__(self, out: Path, variants: Sequence[str]) -> None:
         import matplotlib
@@ -334,6 +359,9 @@ class Painter:
         self.out, self.pyplot, self.locator = out, pyplot, MaxNLocator
         palette = pyplot.get_cmap("tab10" if len(variants) <= 10 else "tab20").colors  # type: ignore[attr-defined]
         self.colors = {name: palette[i % len(palette)] for i, name in enumerate(variants)}
+        self.styles: dict[str, Any] = {
+            name: ("-", "--", "-.", ":")[i // len(palette) % 4] for i, name in enumerate(variants)
+        }
 
     def panels(self, titles: Sequence[str], width: float = 4.4, height: float = 3.4) -> tuple[Any, dict[str, Any]]:
         """A figure and its axes by title."""
@@ -355,7 +383,7 @@ class Painter:
         from matplotlib.lines import Line2D
 
         names = list(names)
-        handles = [Line2D([], [], color=self.colors[name], linewidth=2) for name in names]
+        handles = [Line2D([], [], color=self.colors[n], linestyle=self.styles[n], linewidth=2) for n in names]
         labels = [label_of(name).replace("`", "") for name in names]
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 4), fontsize=8, frameon=False)
 
@@ -376,8 +404,9 @@ def draw_curves(painter: Painter, rows: Rows, curves: Sequence[Curve]) -> None:
     for task, name in dict.fromkeys((row["task"], row["variant"]) for row in rows):
         mine = [row for row in rows if (row["task"], row["variant"]) == (task, name)]
         steps, middle, low, high = ([row[key] for row in mine] for key in ("step", "iqm", "low", "high"))
-        axes[task].plot(steps, middle, color=painter.colors[name], linewidth=1.9)
-        axes[task].fill_between(steps, low, high, color=painter.colors[name], alpha=0.16, linewidth=0)
+        axes[task].plot(steps, middle, color=painter.colors[name], linestyle=painter.styles[name], linewidth=1.9)
+        if low[0] != "":
+            axes[task].fill_between(steps, low, high, color=painter.colors[name], alpha=0.16, linewidth=0)
     for task, each in axes.items():
         each.set_xlabel("share of the steps" if task == ALL else "environment steps", fontsize=8)
         each.set_ylabel("normalised return" if task == ALL else "return", fontsize=8)
@@ -429,8 +458,10 @@ def draw_profile(painter: Painter, rows: Rows) -> None:
     for score, name in dict.fromkeys((row["score"], row["variant"]) for row in rows):
         mine = [row for row in rows if (row["score"], row["variant"]) == (score, name)]
         x, middle, low, high = ([row[key] for row in mine] for key in ("threshold", "share", "low", "high"))
-        axes[score].step(x, middle, where="post", color=painter.colors[name], linewidth=1.9)
-        axes[score].fill_between(x, low, high, step="post", color=painter.colors[name], alpha=0.16, linewidth=0)
+        look: Any = {"color": painter.colors[name], "linestyle": painter.styles[name]}
+        axes[score].step(x, middle, where="post", linewidth=1.9, **look)
+        if low[0] != "":
+            axes[score].fill_between(x, low, high, step="post", color=painter.colors[name], alpha=0.16, linewidth=0)
     for score, each in axes.items():
         each.set_title(f"{score}, {rows[0]['tasks']} task{'s' if rows[0]['tasks'] > 1 else ''}", fontsize=10)
         each.set(xlim=(0, 1), ylim=(0, 1.02))
@@ -455,11 +486,14 @@ def plot_suite(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     cases = wanted(SUITES[args.suite], args.tasks, args.variants)
     if not cases:
         raise folders.SuiteError(f"{args.suite} has no run of these tasks with these variants")
-    curves = load(cases, args.runs_dir, args.results)
+    curves = load(cases, args.runs_dir, args.results, say)
     order = list(dict.fromkeys(shown_as(case.variant) for case in cases))
     panels = list(dict.fromkeys(panel_of(case.task, case.variant) for case in cases))
     curves.sort(key=lambda c: (panels.index(c.task), order.index(c.variant), c.seed))
     done = cells([curve for curve in curves if curve.finished], order)
+    for task, variants in done.items():
+        if why := incomparable(variants):
+            raise folders.SuiteError(f"{task}, {why}")
     base = args.base or next((name for name in ("his", "beta10", "M1") if name in order), order[0])
     common = together(done, base)
     tables: dict[str, Rows] = {
@@ -475,9 +509,11 @@ def plot_suite(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         for c in curves
         for step, value in zip(c.steps.tolist(), c.returns.tolist())
     ]
+    if (args.out / "runs.json").exists() or any(args.out.glob("*.py")):
+        raise folders.SuiteError(f"--out {args.out}: holds other things than plots; name another folder")
     args.out.mkdir(parents=True, exist_ok=True)
-    for old in (path for name in tables for path in args.out.glob(f"{name}.*")):
-        old.unlink()  # of an earlier call that had more to show
+    for old in (args.out / f"{name}.{kind}" for name in tables for kind in ("png", "svg", "csv")):
+        old.unlink(missing_ok=True)  # of an earlier call that had more to show
     for name, rows in (tables | {"runs": runs}).items():
         if rows:
             write(args.out / f"{name}.csv", rows)
@@ -526,7 +562,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Plot a suite; returns the exit status."""
     try:
         plot_suite(parse(sys.argv[1:] if argv is None else argv), print)
-    except (folders.SuiteError, ImportError) as error:
+    except (folders.SuiteError, ImportError, OSError) as error:
         hint = ": pip install matplotlib" if isinstance(error, ImportError) else ""
         print(f"experiments.plot: error: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2

@@ -78,9 +78,14 @@ def gather(results: Path) -> Evidence:
     places: dict[tuple[str, str, int], Path] = {}
     step_s: dict[tuple[str, str], list[float]] = {}
     for path in sorted(results.glob("*/runs.json")):
-        collected = json.loads(path.read_text())
+        try:
+            collected, found = json.loads(path.read_text()), from_results(path.parent)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReportError(f"{path} or a file beside it is damaged ({type(error).__name__}: {error})") from error
+        if len(found) < len(collected):
+            raise ReportError(f"{path} names runs without an evaluation: collect them anew")
         runs += collected
-        for run, curve in zip(collected, from_results(path.parent), strict=True):
+        for run, curve in zip(collected, found, strict=True):
             key = (curve.task, curve.variant, curve.seed)
             if key in places:
                 raise ReportError(f"{places[key]} and {path} both hold {' '.join(map(str, key))}: it would count twice")
@@ -509,6 +514,8 @@ def figures_table(evidence: Evidence) -> str:
 
 def between_marks(text: str, table: str) -> str:
     """docs/reproduce.md with a new table."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ReportError(f"docs/reproduce.md has no table between {BEGIN} and {END}")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"

@@ -77,8 +77,9 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < low:
             raise folders.SuiteError(f"--{name.replace('_', '-')} {value}: must be at least {low}")
-    if not (math.isfinite(args.scale) and args.scale > 0):
-        raise folders.SuiteError(f"--scale {args.scale}: must be above 0")
+    for name in ("scale", "report_every"):
+        if not (math.isfinite(value := getattr(args, name)) and value > 0):
+            raise folders.SuiteError(f"--{name.replace('_', '-')} {value}: must be above 0")
     if args.scale != 1 and (SUITES[args.suite].smoke or SUITES[args.suite].check):
         raise folders.SuiteError(f"--scale {args.scale}: {args.suite} has no steps to scale")
     if args.backend != "slurm" and args.slurm:
@@ -124,8 +125,13 @@ def select(args: argparse.Namespace, extra: Sequence[str], say: Any) -> list[Run
 
 
 # ---- the state of a suite's folder -----------------------------------------------------------------------------------
-def survey(runs: Sequence[Run], runs_dir: Path, extra: Sequence[str], commit: str | None) -> list[Job]:
-    """A job a run, with its folder; SuiteError where a folder holds something else (`commit` None: of any commit)."""
+def survey(
+    runs: Sequence[Run], runs_dir: Path, extra: Sequence[str], commit: str | None, prune: bool = False
+) -> list[Job]:
+    """A job a run, with its folder; SuiteError where a folder holds something else (`commit` None: of any commit).
+
+    `prune`: also delete the replay checkpoints of those that are finished already.
+    """
     found = folders.find(runs_dir) if runs_dir.exists() else {}
     if commit is not None:
         folders.check_commits(found.values(), commit)
@@ -137,6 +143,8 @@ def survey(runs: Sequence[Run], runs_dir: Path, extra: Sequence[str], commit: st
                 raise folders.SuiteError(f"{folder.path}: {difference}; choose another --runs-dir")
             job.folder = folder.path
             job.state = "finished" if folder.finished(run.total_steps) else "waiting"
+            if prune and job.state == "finished":
+                folders.prune(folder.path)
         jobs.append(job)
     return jobs
 
@@ -210,10 +218,15 @@ def announce(
         (cost.wall_seconds(r, run, n) for run, n in todo if (r := rates.get(cost.kind(run, extra)))), default=0
     )
     wall_s = max(left.wall_s / args.workers, longest)
-    text = f"cost to go on this machine ({cpu_model()}), measured: {left.core_s / 3600:,.2f} core-hours"
-    text += f", about {clock(wall_s)} with {args.workers} worker{'s' if args.workers > 1 else ''}"
-    if left.unknown:
-        text += f"; without {left.unknown} runs that could not be measured"
+    here = args.backend == "local" or args.dry_run  # where kinds of run are measured, see `rates_of`
+    if left.unknown == left.runs > 0:
+        text = f"cost to go: unknown, {'none of the runs could be' if here else 'nothing of it was'} measured"
+    else:
+        text = f"cost to go on this machine ({cpu_model()}), measured: {left.core_s / 3600:,.2f} core-hours"
+        if args.backend != "slurm":
+            text += f", about {clock(wall_s)} with {args.workers} worker{'s' if args.workers > 1 else ''}"
+        if left.unknown:
+            text += f"; without {left.unknown} runs that {'could not be' if here else 'were not'} measured"
     by_kind: dict[str, list[tuple[Run, int]]] = {}
     for run, done in todo:
         by_kind.setdefault(cost.kind(run, extra), []).append((run, done))
@@ -303,7 +316,7 @@ def table(
     if known:  # the others as the mean of those
         mean = sum(left) / known
         left += [steps * mean for steps in unknown]
-    eta = clock(max(sum(left) / workers, max(left))) if left else "?"
+    eta = clock(max(sum(left) / workers, max(left))) if left and (known or not unknown) else "?"
     states = ", ".join(f"{count[state]} {state}" for state in ("finished", "running", "elsewhere", "waiting", "failed"))
     summary = f"{100 * done / total:5.1f} % of {total:,} steps; {states.replace(', 0 elsewhere', '')}; ETA {eta}"
     if len(rows) > height:
@@ -399,7 +412,7 @@ def run_suite(args: argparse.Namespace, extra: Sequence[str], board: Board, sign
             pid = folders.holder(runs_dir / "locks" / "runner.lock")
             raise folders.SuiteError(f"{runs_dir}: another runner (process {pid}) works there")
         folders.note_holder(lock, os.getpid())
-    jobs = survey(runs, runs_dir, extra, commit)
+    jobs = survey(runs, runs_dir, extra, commit, args.prune and not args.dry_run)
     if commit is not None and commit.endswith("+dirty"):
         board.say("the source tree has uncommitted changes: the commit in config.json does not describe these runs")
     measure = not (suite.smoke or suite.check)

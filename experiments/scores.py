@@ -142,7 +142,8 @@ def from_results(folder: Path, settings: Mapping[tuple[str, str], Settings] | No
                 for row in csv.DictReader(file):
                     point = int(row["global_step"]), mean_of_cell(row["returns"])
                     rows[task][row["algorithm"], row["rules"], int(row["seed"])].append(point)
-        points = sorted(rows[task][run["algorithm"], run["rules"], run["seed"]])
+        if not (points := sorted(rows[task][run["algorithm"], run["rules"], run["seed"]])):
+            continue  # collected before its first evaluation
         steps, returns = np.array([step for step, _ in points], dtype=int), np.array([value for _, value in points])
         variant, total = variant_of(run), run["args"]["total_timesteps"]
         different = changes(run, variant, (settings or {}).get((task, variant)))
@@ -159,10 +160,15 @@ def mean_of_cell(cell: str) -> float:
     return float(np.mean([float(value) for value in cell.split()]))
 
 
+def whole(rows: Iterable[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The rows of an eval.csv, without one that a kill has torn: its last column is missing."""
+    return [row for row in rows if row["length"]]
+
+
 def _means(rows: Iterable[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray]:
     """Steps and mean returns of the evaluations of one run, both (T,), by step."""
     returns: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
+    for row in whole(rows):
         returns[int(row["global_step"])].append(float(row["return"]))
     steps = sorted(returns)
     return np.array(steps, dtype=int), np.array([np.mean(returns[step]) for step in steps])
@@ -191,6 +197,20 @@ def matrix(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
 def horizon(variants: Mapping[str, Sequence[Curve]]) -> int:
     """The last step at which all runs of a task can be compared: the shortest run's last evaluation."""
     return min(int(curve.steps[-1]) for curves in variants.values() for curve in curves)
+
+
+def incomparable(variants: Mapping[str, Sequence[Curve]]) -> str | None:
+    """Why runs of a task cannot be compared where the shortest of them ends, or None: in words, of one run."""
+    last = horizon(variants)
+    for name, curves in variants.items():
+        for curve in curves:
+            if not ((curve.steps <= last) & (2 * curve.steps > last)).any():
+                return (
+                    f"{name}, seed {curve.seed}: no evaluation from {last // 2:,} to {last:,}, where another run ends"
+                )
+        if not len(matrix(curves)[0]):
+            return f"{name}: its runs have no evaluation step in common"
+    return None
 
 
 def final(curve: Curve, last: int) -> float:

@@ -125,6 +125,56 @@ def test_a_folder_that_is_no_run_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_has_just_begun_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Collected, it would leave a folder that nothing can read."""
+    begun, out = make_run(tmp_path / "begun", "his", 2, {}), tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["curves", str(begun), "--out", str(out)])
+    with pytest.raises(SystemExit):
+        curves.main()
+    assert "none of these runs has an evaluation yet" in capsys.readouterr().err and not out.exists()
+    run = make_run(tmp_path / "run", "his", 1, {100: [1.0]})
+    with open(run / "eval.csv", "a") as file:
+        file.write("200,0,-9")  # torn by a kill
+    monkeypatch.setattr("sys.argv", ["curves", str(begun), str(run), "--out", str(out)])
+    assert curves.main() == 0
+    assert f"left out, no evaluation yet: {begun}" in capsys.readouterr().err
+    (curve,) = scores.from_results(out)
+    assert curve.steps.tolist() == [100]
+
+
+def test_damaged_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run, out = make_run(tmp_path / "run", "his", 1, {100: [1.0]}), tmp_path / "out"
+    bad = make_run(tmp_path / "bad", "his", 2, {100: [1.0]})
+    for text in ("{", "{}", "[]"):
+        (bad / "config.json").write_text(text)
+        assert f"{bad}: its files are damaged" in refusal(monkeypatch, capsys, bad, "--out", out)
+    out.mkdir()
+    (out / "runs.json").write_text("[{")
+    assert f"{out / 'runs.json'} is damaged" in refusal(monkeypatch, capsys, run, "--out", out)
+    (out / "runs.json").unlink()
+    run_curves(monkeypatch, capsys, run, "--out", out)
+    (out / "HalfCheetah-6x1.csv").unlink()
+    other = make_run(tmp_path / "other", "none", 1, {100: [1.0]})
+    assert f"{out} has no HalfCheetah-6x1.csv" in refusal(monkeypatch, capsys, other, "--out", out)
+    run_curves(monkeypatch, capsys, other, "--out", out, "--anew")
+    assert str(bad / "eval.csv") in refusal(monkeypatch, capsys, run, "--out", bad / "eval.csv")
+
+
+def test_runs_that_have_no_step_in_common_are_collected_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    runs = [make_run(tmp_path / str(s), "his", s, {100 + s: [1.0]}) for s in (1, 2)]
+    assert "| HIS | 2 | no evaluation step in common" in run_curves(monkeypatch, capsys, *runs, "--out", tmp_path / "o")
+    sparse = [make_run(tmp_path / f"n{s}", "none", s, {1000: [1.0]}) for s in (1, 2, 3)]
+    early = [make_run(tmp_path / f"h{s}", "his", s, {100: [1.0]}) for s in (1, 2, 3)]
+    printed = run_curves(monkeypatch, capsys, *sparse, *early, "--out", tmp_path / "p")
+    assert "one of them has no evaluation in the second half of 100 steps" in printed
+
+
 def test_only_what_a_benchmark_has_tells_its_runs_apart() -> None:
     every = {"rules": "harl", "sim": "isaacgym"}  # flags that each script in baselines/ has
     tasks = {"simple_spread": "harl", "ShadowHandOver": "isaacgym", "HalfCheetah-2x3": ""}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from scipy import stats as scipy_stats
 
 from experiments import curves as collector
 from experiments import plot, suites
-from experiments.scores import Curve, final, from_results, last_half, steps_interval, steps_to, variant_of
+from experiments.scores import Curve, final, from_folder, from_results, last_half, steps_interval, steps_to, variant_of
 
 TASKS = ["HalfCheetah-6x1", "Ant-8x1"]
 STEPS = (250, 500, 750, 1000)
@@ -174,6 +175,8 @@ def test_runs_of_different_length_are_compared_at_the_shortest(
     assert f"{TASKS[0]}: runs end at 500, 1,000; all are compared at 500" in capsys.readouterr().out
     row = cell(table(out / "scores.csv"), task=TASKS[0], variant="his", score="final")
     assert (row["iqm"], row["step"]) == ("2.0", "500")
+    for name in ("curves", "scores", "efficiency", "improvement", "profile"):  # single runs have no intervals
+        assert {(row["low"], row["high"]) for row in table(out / f"{name}.csv")} == {("", "")}, name
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -250,6 +253,7 @@ def test_long_runs_are_compared_among_themselves(
         (["mpe", "--base", "M1"], "--base M1: mpe has his"),
         (["mpe", "--level-of", "hasac"], "--level-of hasac: mpe has his"),
         (["toy", "--results", "nowhere"], "--results nowhere: no runs.json there"),
+        (["mpe", "--base", "none-long"], "--base none-long: mpe has his"),
         (["toy"], "no run of this suite with evaluations in "),
         (["toy", "--tasks", TASKS[1], "--variants", "facmac"], "toy has no run of these"),
         (["toy", "--no-such"], "unrecognized arguments: --no-such"),
@@ -270,6 +274,92 @@ def test_a_folder_whose_settings_are_not_its_variants_is_refused(
     write_run(tmp_path, TASKS[0], "none", 1, [1, 2], credit="share")
     assert plot.main(["toy", "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "its settings are not those of the variant none" in capsys.readouterr().err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line of an error."""
+    assert plot.main([*map(str, argv)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("experiments.plot: error: ") and error.count("\n") == 1
+    return error
+
+
+def test_runs_with_other_values_are_said_and_not_compared_with_those_that_have_the_suites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: None
+) -> None:
+    for seed in (1, 2):
+        for name in ("his", "none"):
+            write_run(tmp_path / "runs", TASKS[0], name, seed, [1, 2, 3, 4], batch_size=256)
+    argv = ["toy", "--runs-dir", tmp_path / "runs", "--out", tmp_path / "out"]
+    assert plot.main([*map(str, argv)]) == 0
+    assert f"{TASKS[0]}: the runs have batch_size=256 in place of the suite's values" in capsys.readouterr().out
+    other = write_run(tmp_path / "runs", TASKS[0], "none", 3, [1, 2, 3, 4])
+    line = refused(capsys, *argv)
+    assert "has batch_size=256, " in line and f"{other} has not: no fair comparison" in line
+
+
+def test_runs_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, TASKS[0], "his", 1, [1, 2, 3, 4])
+    short = write_run(tmp_path, TASKS[0], "none", 1, [5], steps=(100,), total_timesteps=100)
+    argv = ["toy", "--runs-dir", tmp_path, "--out", tmp_path / "out"]
+    assert f"{TASKS[0]}, his, seed 1: no evaluation from 50 to 100, where another run ends" in refused(capsys, *argv)
+    shutil.rmtree(short)
+    write_run(tmp_path, TASKS[0], "his", 2, [1, 2, 3, 4], steps=[step - 1 for step in STEPS])
+    assert f"{TASKS[0]}, his: its runs have no evaluation step in common" in refused(capsys, *argv)
+
+
+def test_a_run_of_isaac_gym_and_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_run(tmp_path / "runs", TASKS[0], "his", 1, [1, 2, 3, 4], sim="isaacgym")
+    argv = ["toy", "--runs-dir", tmp_path / "runs", "--out", tmp_path / "out"]
+    assert f"{folder}: a run in Isaac Gym" in refused(capsys, *argv)
+    (tmp_path / "runs.json").write_text("[{")
+    assert f"--results {tmp_path}: its files are damaged" in refused(capsys, *argv, "--results", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["command"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert f"{folder / 'config.json'}: no config.json of a run" in refused(capsys, *argv)
+
+
+def test_plots_go_nowhere_else(tmp_path: Path, capsys: pytest.CaptureFixture[str], suite: Path) -> None:
+    """Not into a folder of sources or collected runs, not into a file."""
+    out = tmp_path / "out"
+    for name in ("curves.py", "runs.json"):
+        out.mkdir()
+        (out / name).write_text("precious")
+        assert f"--out {out}: holds other things" in refused(capsys, "toy", "--runs-dir", suite, "--out", out)
+        assert [path.name for path in out.iterdir()] == [name]
+        shutil.rmtree(out)
+    out.touch()
+    assert str(out) in refused(capsys, "toy", "--runs-dir", suite, "--out", out)
+
+
+def test_a_torn_row_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, TASKS[0], "his", 1, [1, 2, 3, 4])
+    with open(folder / "eval.csv", "a") as file:
+        file.write("1250,0,-9")
+    curve = from_folder(folder, json.loads((folder / "config.json").read_text()))
+    assert curve is not None and curve.steps.tolist() == list(STEPS)
+
+
+def test_the_base_may_be_named_as_the_suite_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
+    group = suites.Group(TASKS[:1], ["his-long", "none-long"], (1, 2))
+    monkeypatch.setitem(suites.SUITES, "toy", suites.Suite("a toy", [group]))
+    for seed in (1, 2):
+        for name in ("his", "none"):
+            write_run(tmp_path, TASKS[0], f"{name}-long", seed, [1, 2, 3, 4], credit=name)
+    out = tmp_path / "out"
+    argv = ["toy", "--runs-dir", str(tmp_path), "--out", str(out), "--base", "none-long", "--level-of", "his-long"]
+    assert plot.main(argv) == 0
+    assert {row["base"] for row in table(out / "improvement.csv")} == {"none"}
+    assert {row["reference"] for row in table(out / "efficiency.csv")} == {"his"}
+
+
+def test_lines_of_more_variants_than_colours_differ(tmp_path: Path) -> None:
+    names = [f"v{i}" for i in range(40)]
+    painter = plot.Painter(tmp_path, names)
+    assert len({(painter.colors[name], painter.styles[name]) for name in names}) == 40
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The runner of suites with real processes: finished, crashed, killed, stopped, mixed runs; and the sum of the cost."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -158,6 +159,8 @@ def test_finished_runs_lose_their_replay_checkpoints_with_prune_only(tmp_path: P
     pruned = folder(tmp_path, task="toy2")
     assert (pruned / "finished.json").exists() and not list(pruned.glob("checkpoints/*"))
     assert list(folder(tmp_path).glob("checkpoints/step_*.pt"))
+    assert run("ok", tmp_path, "--tasks", "toy", "--seeds", 1, "--prune")[0] == 0  # finished before
+    assert not list(folder(tmp_path).glob("checkpoints/step_*.pt"))
 
 
 # ---- crashes
@@ -345,6 +348,10 @@ def test_the_table_counts_steps_and_shares_what_is_left_among_workers(tmp_path: 
     assert runner.table(jobs, {cost.kind(jobs[0].run): RATE}, 2, (), 10)[-1].endswith("ETA 25m 00s")
     # Nothing is known of the run that waits: it counts as the other's 1500 s for 1500 steps do.
     assert runner.table(jobs, {}, 1, (), 10)[-1].endswith("ETA 58m 20s")
+    # The run is at its last step and still evaluates: nothing is known of the one that waits.
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line(n, n, n)) + "\n" for n in (300, 500, 2000)))
+    assert runner.table(jobs, {}, 1, (), 10)[-1].endswith("ETA ?")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     many = [dataclasses.replace(jobs[1]) for _ in range(5)]
     shown = runner.table(many, {}, 5, (), 3)
     assert len(shown) == 5 and shown[3] == "  ... and 3 more"
@@ -428,6 +435,8 @@ def test_a_missing_script_is_named_and_left_out_only_when_told(tmp_path: Path) -
         (["mpe", "--workers", "0"], "--workers 0: must be at least 1"),
         (["mpe", "--seeds", "0"], "--seeds 0: must be at least 1"),
         (["mpe", "--scale", "nan"], "--scale nan: must be above 0"),
+        (["mpe", "--report-every", "nan"], "--report-every nan: must be above 0"),
+        (["mpe", "--report-every", "0"], "--report-every 0.0: must be above 0"),
         (["smoke-mpe", "--scale", "2"], "--scale 2.0: smoke-mpe has no steps to scale"),
         (["mpe", "--tasks", "Ant-2x4"], "--tasks Ant-2x4: mpe has simple_reference"),
         (["mpe", "--variants", "M1"], "--variants M1: mpe has his"),
@@ -482,6 +491,25 @@ def test_the_estimate_is_the_sum_over_runs_and_says_what_it_lacks() -> None:
     estimate = cost.estimate([(runs[0], 2500), (runs[1], 0), (other, 500)], rates, ())
     assert (estimate.runs, estimate.steps, estimate.unknown) == (3, 7500 + 1000 + 1500, 1)
     assert estimate.wall_s == pytest.approx(43 + 9) and estimate.core_s == pytest.approx(26)
+
+
+@pytest.mark.parametrize(("backend", "words"), [("local", "none of the runs could be"), ("slurm", "nothing of it was")])
+def test_what_nobody_measured_has_no_cost(backend: str, words: str) -> None:
+    args = argparse.Namespace(suite="toy", workers=2, backend=backend, dry_run=False)
+    lines = runner.announce(Suite("a toy", []), [Job(toy_run())], {}, args, ())
+    assert lines[-1] == f"cost to go: unknown, {words} measured"
+    lines = runner.announce(Suite("a toy", []), [Job(toy_run())], {cost.kind(toy_run()): RATE}, args, ())
+    assert ("with 2 workers" in lines[-1]) == (backend == "local") and "measured: 0.00 core-hours" in lines[-1]
+
+
+def test_a_calibration_has_the_environments_that_the_user_asks_for() -> None:
+    """Its length is counted in vector steps: 52 updates, not 1040."""
+    run = Run("his_mpe.py", "simple_spread", "his", 1, {"total_timesteps": 10**6})
+    steps = {
+        words: cost.calibration_of(run, words).settings["total_timesteps"]
+        for words in ((), ("--num-envs", "1"), ("--device", "cpu", "--num-envs=200"))
+    }
+    assert [*steps.values()] == [1000 + 52 * 20, 1000 + 52, 1000 + 52 * 200]
 
 
 def test_kinds_tell_apart_what_costs_differently_only() -> None:
