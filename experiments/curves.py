@@ -244,7 +244,8 @@ def comparison(nested: Curves, bounds: dict[str, float]) -> str:
         cells = []
         for values in last[algorithm]:
             low, high = bootstrap_interval([values])
-            cells.append(f"{shown(float(iqm(values)))} [{shown(float(low))}, {shown(float(high))}]")
+            ends = f" [{shown(float(low))}, {shown(float(high))}]" if len(seeds) > 1 else ""
+            cells.append(shown(float(iqm(values))) + ends)
         lines.append(f"| {algorithm}, to step {steps[-1]:,} | {len(seeds)} | " + " | ".join(cells) + " |")
     for his, hasac in opposed(nested):
         if min(len(nested[his]), len(nested[hasac])) < MIN_COMPARED or not {his, hasac} <= last.keys():

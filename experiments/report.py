@@ -188,7 +188,7 @@ def decided(found: Numbers, sure: Sure, family: int, threshold: float = 0.0, mor
     if low == high:  # single runs, which no test takes
         return words, "against"
     rejects, how = sure(level)
-    return (words, "against") if rejects else (f"{words}, {how}", "open")
+    return (words, "against") if rejects else (", ".join(filter(None, [words, how])), "open")
 
 
 def sure_of(interval: Callable[[float], Numbers], threshold: float = 0.0) -> Sure:
@@ -196,7 +196,8 @@ def sure_of(interval: Callable[[float], Numbers], threshold: float = 0.0) -> Sur
 
     def sure(level: float) -> tuple[bool, str]:
         _, low, high = interval(level)
-        return low > threshold or high < threshold, f"at {100 * level:.4g} % [{shown(low)}, {shown(high)}]"
+        words = f"at {100 * level:.4g} % [{shown(low)}, {shown(high)}]" if np.isfinite([low, high]).all() else ""
+        return low > threshold or high < threshold, words
 
     return sure
 
@@ -231,7 +232,7 @@ def sooner(rule: Sooner, mine: Sequence[Curve], theirs: Sequence[Curve], last: i
 
     def sure(wide: float) -> tuple[bool, str]:
         p = rank_p_value(ones, others)
-        return p < 1 - wide, f"rank test p {p:.2g}, not below {1 - wide:.2g}"
+        return p < 1 - wide, f"rank test p {p:.2g}, not below {1 - wide:.2g}" if p < 1 else ""
 
     words, side = decided(improvement_interval([ones], [others]), sure, family, 0.5)
     reached = f"{(ones >= -last).sum()} of {len(ones)} and {(others >= -last).sum()} of {len(others)} runs reach it"
