@@ -325,7 +325,7 @@ def plot(
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 2 * known["random"] - known["oracle"]))
         axes.set(title=scenario.replace(", ", "\n", 1), xlabel="environment steps")
         axes.grid(alpha=0.3)
-        if crowd <= IN_PANELS:
+        if crowd <= IN_PANELS and axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
         if i:
             axes.set_ylim(-0.03, 1.03)
