@@ -80,7 +80,9 @@ def welch_interval(one: np.ndarray, other: np.ndarray, level: float = 0.95) -> t
 
 
 def rank_p_value(one: np.ndarray, other: np.ndarray) -> float:
-    """Two-sided p-value of the rank sum of two independent sets of runs, (R,) and (R',), by permutations; ties halve.
+    """Two-sided p-value of the rank sum of two independent sets of runs, (R,) and (R',), by permutations.
+
+    Twice the smaller tail; ties have their mean rank.
 
     All permutations where there are at most 10,000 (five and five runs: 252, so at least 2 / 252), else 10,000 drawn.
     1 with a single run on a side.

@@ -13,7 +13,9 @@ from common.stats import (
     iqm,
     performance_profile,
     probability_of_improvement,
+    rank_p_value,
     t_interval,
+    welch_interval,
 )
 
 
@@ -96,6 +98,28 @@ def test_t_interval_is_scipys_paired_test() -> None:
     found = t_interval(one - other)
     expected = scipy_stats.ttest_rel(one, other).confidence_interval(0.95)
     assert found == pytest.approx((float((one - other).mean()), expected.low, expected.high))
+
+
+def test_welch_interval_by_hand() -> None:
+    """Welch 1947: standard errors add, degrees of freedom by Satterthwaite."""
+    one, other = np.array([1.0, 2.0, 4.0]), np.array([3.0, 3.5, 9.0, 11.0])
+    a, b = one.var(ddof=1) / 3, other.var(ddof=1) / 4
+    freedom = (a + b) ** 2 / (a**2 / 2 + b**2 / 3)
+    half = scipy_stats.t.ppf(0.995, freedom) * np.sqrt(a + b)
+    middle = 7 / 3 - 26.5 / 4
+    assert welch_interval(one, other, 0.99) == pytest.approx((middle, middle - half, middle + half))
+    assert welch_interval(one[:1], other) == (1 - 26.5 / 4, -np.inf, np.inf)
+    assert welch_interval(np.ones(3), np.zeros(2)) == (1, 1, 1)
+
+
+def test_the_rank_p_value_counts_all_divisions() -> None:
+    """... of the runs into two sides that are as far apart in the same direction, twice; ties have their mean rank."""
+    one, other = np.array([1.0, 2.0, 2.0, 5.0]), np.array([2.0, 6.0, 7.0, 8.0, 9.0])
+    ranks = scipy_stats.rankdata(np.concatenate([one, other]))
+    sums = np.array([ranks[list(part)].sum() for part in itertools.combinations(range(9), 4)])
+    assert len(sums) == 126 and ranks[:4].sum() < sums.mean()
+    assert rank_p_value(one, other) == pytest.approx(2 * np.mean(sums <= ranks[:4].sum() + 1e-9))
+    assert rank_p_value(one[:1], other) == 1
 
 
 def test_difference_interval() -> None:
