@@ -740,7 +740,7 @@ def restore(run: Run, folder: Path) -> dict[str, Any]:
             f"--device {run.device.type}: {path} was made on {saved['device']} and continues there only"
         )
     print(f"continuing from {path}")
-    run.load_state_dict(saved)
+    checkpoint.fill(run, saved, path)
     return saved["log"]
 
 
@@ -851,12 +851,13 @@ def rates(run: Run, clock: tuple[float, int, int]) -> tuple[dict[str, float], tu
 def evaluate_run(args: Args) -> int:
     """`--evaluate RUN_FOLDER`: print the returns of the best policy of a run."""
     folder = Path(args.evaluate)
-    tensors, about = checkpoint.load_policy(folder / "checkpoints/policy.safetensors")
+    policy = folder / "checkpoints/policy.safetensors"
+    tensors, about = checkpoint.load_policy(policy)
     device = pick_device(args.device, args.torch_threads, args.matmul_precision)
     env = make_env(args, min(args.eval_envs, args.eval_episodes))
     streams = Streams(args.seed, device)
     learner = Learner(env, streams, args, device)
-    nn.ModuleList(learner.actors).load_state_dict(tensors)
+    checkpoint.fill(nn.ModuleList(learner.actors), tensors, policy)
     recorder = EpisodeRecorder(env, args.capture_video, print)
     result = evaluate(learner, env, streams.evaluation, args.eval_episodes, device, recorder.observe)
     assert result is not None

@@ -60,7 +60,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 def remove_stale_temporaries(folder: Path) -> None:
     """Delete what killed saves left in `folder`; temporary files that a living process writes stay."""
     for temporary in folder.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError), open(temporary, "rb") as file:
+        with contextlib.suppress(OSError), open(temporary, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -177,6 +177,18 @@ def load_policy(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: unreadable policy: {str(error).partition(chr(10))[0]}") from error
+
+
+def fill(target: Any, saved: Any, path: Path) -> None:
+    """target.load_state_dict(saved), of a module or a run; CheckpointError where what `path` held does not fit it."""
+    try:
+        target.load_state_dict(saved)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split("\n\t")[-1].split())
+        raise CheckpointError(
+            f"{path}: does not fit the run's config.json and this version of the script"
+            f" ({type(error).__name__}: {reason})"
+        ) from error
 
 
 class _HashingWriter:

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -54,11 +54,14 @@ def parse(
     _list_last(args_type)
     try:
         ahead = _read_ahead(argv)
+        for field in ("resume", "evaluate"):
+            if getattr(ahead, field) == "":  # "$RUN" with RUN unset; it would start a new run
+                raise UsageError(f"{_flag(field)}: must be given a run folder")
         if ahead.resume and ahead.evaluate:
             raise UsageError("--resume and --evaluate: only one of them at a time")
         if folder := ahead.resume or ahead.evaluate:
             changeable = (*resumable, "resume") if ahead.resume else (*resumable, *EVALUATION_FIELDS)
-            base = _saved_args(args_type, "--resume" if ahead.resume else "--evaluate", folder)
+            base = _saved_args(args_type, presets, "--resume" if ahead.resume else "--evaluate", folder)
             args = _parse_flags(args_type, base, argv, prog)
             _check_unchanged(base, args, changeable, folder)
         else:
@@ -103,7 +106,7 @@ def _preset_args(
     return dataclasses.replace(default, **_from_json(args_type, values))
 
 
-def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
+def _saved_args(args_type: type[ArgsT], presets: Mapping[str, Any], flag: str, folder: str) -> ArgsT:
     """The arguments in the config.json of a run, with its own `--resume` and `--evaluate` taken back."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
@@ -114,6 +117,12 @@ def _saved_args(args_type: type[ArgsT], flag: str, folder: str) -> ArgsT:
             raise UsageError(
                 f"{flag} {folder}: its config.json does not fit this script: `{made}` made it, with {min(unknown)}"
             )
+        if saved["scenario"] not in presets:
+            raise ValueError(f"scenario {saved['scenario']}, must be one of {', '.join(presets)}")
+        hints = get_type_hints(args_type)
+        for name, value in saved.items():
+            if not isinstance(value, {int: int, float: (float, int), bool: bool, str: str}.get(hints[name], object)):
+                raise ValueError(f"{name} is {value!r}")
         return args_type(**{**_from_json(args_type, saved), "resume": "", "evaluate": ""})
     except OSError as error:
         raise UsageError(f"{flag} {folder}: no run there: cannot read config.json: {error.strerror}") from error

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def git_commit() -> str:
-    """The commit of this source tree, "+dirty" when tracked files differ from it, "unknown" outside a checkout."""
+    """The commit of this source tree, "+dirty" when tracked files differ from it, "unknown" outside a checkout.
+
+    What lies in results/ and docs/ does not count: no run depends on it, and tools write there while suites run.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*command: str) -> str:
@@ -17,7 +20,8 @@ def git_commit() -> str:
         # An installed copy may lie inside somebody else's repository, whose commit would mean nothing.
         if Path(git("rev-parse", "--show-toplevel")) != root:
             return "unknown"
-        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results", ":(exclude)docs")
+        return git("rev-parse", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -38,7 +38,15 @@ def run_folder(runs_dir: str | Path, script: str, scenario: str, seed: int, run_
 
 def create(folder: Path, config: Mapping[str, Any]) -> None:
     """Make the folder of a new run with its config.json; UsageError when it holds a run or cannot be written."""
-    if (folder / "config.json").exists():
+    try:
+        taken = (folder / "config.json").exists()
+        if not taken:
+            for name in ("checkpoints", "videos"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            _write_json(folder / "config.json", config)
+    except OSError as error:
+        raise UsageError(f"--runs-dir: cannot create the run folder {folder}: {error.strerror}") from error
+    if taken:
         state, more = "an unfinished", ""
         if (folder / "finished.json").exists():
             state, more = "a finished", " and a larger --total-timesteps"
@@ -46,12 +54,6 @@ def create(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder} already holds {state} run: continue it with --resume {shlex.quote(str(folder))}{more}"
             " or choose another name with --run-name NAME"
         )
-    try:
-        for name in ("checkpoints", "videos"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "config.json", config)
-    except OSError as error:
-        raise UsageError(f"--runs-dir: cannot create the run folder {folder}: {error.strerror}") from error
 
 
 def record_resumption(folder: Path, config: Mapping[str, Any], offsets: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from common.vecenv import RenderError, VecEnv
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
-    """Write frames, each uint8 (H, W, 3), as an H.264 mp4 at `fps` frames/s; atomic, the folder must exist.
+    """Write frames, each uint8 (H, W, 3), as an H.264 mp4 at `fps` frames/s; atomic.
 
     Raises ValueError for frames of another kind, OSError when the disk fails, RuntimeError when the encoder does.
     """
@@ -25,6 +25,7 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: int) -> None:
     except Exception as error:
         message = f"{path}: encoding failed: {str(error).strip().partition(chr(10))[0]}"
         raise (OSError(error.errno, message) if isinstance(error, OSError) else RuntimeError(message)) from error
+    path.parent.mkdir(parents=True, exist_ok=True)  # copying a run may lose an empty folder
     with atomic_write(path) as file:
         file.write(video)
 
@@ -59,5 +60,5 @@ class EpisodeRecorder:
         try:
             write_mp4(path, self.frames, round(self.env.render_fps / self.stride))
         except (OSError, RuntimeError) as error:
-            self.message(f"--capture-video: {error}; the run goes on")
+            self.message(f"--capture-video: {error}; going on without this video")
         self.frames = []

@@ -79,6 +79,7 @@ def branch(run: Path, name: str, step: int | None, changes: Sequence[str]) -> tu
         raise cli.UsageError(f"{run}: no run there: cannot read config.json: {error.strerror}") from error
     except (ValueError, KeyError, IndexError, TypeError, ImportError) as error:
         raise cli.UsageError(f"{run}: its config.json is none of a script of ours: {error}") from error
+    run = Path(os.path.abspath(run)) if run.name in ("", "..") else run  # the branch goes beside it
     argv = ["--resume", str(run), *changes]
     args = cli.parse(module.Args, module.PRESETS, module.LIMITS, argv, script, (*module.RESUMABLE, *CHANGEABLE))
     args = dataclasses.replace(args, resume="", run_name=name)

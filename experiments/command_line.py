@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import math
+from pathlib import Path
 from typing import NoReturn
 
 from common import cli
@@ -28,6 +29,16 @@ class Parser(argparse.ArgumentParser):
         """An error unless a package of requirements-dev.txt is installed."""
         if importlib.util.find_spec(package) is None:
             self.error(f"needs {package}: pip install -r requirements-dev.txt")
+
+    def needs_writable(self, flag: str, path: Path | None) -> None:
+        """An error unless the file of `flag`, where one is given, can be written; to be called before the work."""
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            self.error(f"{flag} {path}: {error.strerror}")
 
 
 def whole(word: str, low: int) -> int:

@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--beyond", type=partial(whole, low=0), default=26, help="steps beyond the limit to list")
     parser.add_argument("--csv", type=Path, help="file to write every step to")
     args = parser.parse_args(argv)
+    parser.needs_writable("--csv", args.csv)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for run in args.runs:
@@ -109,7 +110,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if t in SHOWN:
                     print(f"{t:5d}{values[0]:10.1f}{values[1]:10.1f}{values[2]:10.2f}{values[3]:10.2f}", flush=True)
     if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
         with open(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()

@@ -343,11 +343,20 @@ class CurvesError(Exception):
     """Runs that cannot be collected: one line for the user."""
 
 
+def runs_below(folders: Sequence[Path]) -> list[Path]:
+    """Run folders as they are; of another folder, as that of a suite, all runs in it, however deep."""
+    found: list[Path] = []
+    for folder in folders:
+        below = [] if (folder / "config.json").exists() else sorted(folder.rglob("config.json"))
+        found += [config.parent for config in below] or [folder]
+    return found
+
+
 def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Rows]]:
     """What goes into runs.json, and the rows of the files of each kind (see COLUMNS), of these run folders."""
     rows: dict[str, Rows] = {kind: defaultdict(list) for kind in COLUMNS}
     runs, places = [], {}
-    for folder in folders:
+    for folder in runs_below(folders):
         try:
             config, evaluations, lines = read_run(folder)
             settings, variant = config["args"], variant_of(config)
@@ -440,7 +449,7 @@ def write(out: Path, runs: Sequence[dict[str, Any]], rows: dict[str, Rows]) -> N
 
 def main() -> int:
     parser = Parser("experiments.curves", __doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--steps", nargs="+", type=int, default=[100_000, 200_000, 300_000], help="columns of a table")
     parser.add_argument("--anew", action="store_true", help="drop the other runs that --out holds")

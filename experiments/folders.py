@@ -142,8 +142,11 @@ def check_commits(folders: Iterable[Folder], commit: str) -> None:
     for folder in folders:
         others = folder.commits - {commit}
         if others:
+            other = min(others)
+            uncommitted = commit == other + "+dirty"
+            way = "commit or stash your changes to tracked files" if uncommitted else "check that out"
             raise SuiteError(
-                f"{folder.path} was run at commit {short(min(others))}, this is {short(commit)}: check that out,"
+                f"{folder.path} was run at commit {short(other)}, this is {short(commit)}: {way},"
                 " choose another --runs-dir, or mix them with --allow-mixed-commits"
             )
 

@@ -204,9 +204,11 @@ def scenario_of(argv: Sequence[str]) -> str:
     words = [part for word in argv for part in word.split("=", 1)]
     given = dict(zip(words, [*words[1:], ""]))
     for flag in ("--resume", "--evaluate"):
-        config = Path(given.get(flag, "")) / "config.json"
-        if given.get(flag) and config.exists():
-            return json.loads(config.read_text())["args"]["scenario"]
+        if flag in given:
+            try:
+                return json.loads((Path(given[flag]) / "config.json").read_text())["args"]["scenario"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return next(iter(TASKS))  # what is wrong with the folder is for any script to say
     return given.get("--scenario", "")
 
 
@@ -214,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the script of the scenario with the idea; returns its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     scenario = scenario_of(argv)
-    if scenario not in TASKS and "--help" not in argv:
+    if scenario not in TASKS and not {"--help", "-h"} & {*argv}:
         cli.fail("ideas.py", f"--scenario {scenario or '(not given)'}: must be one of {', '.join(TASKS)}")
     benchmark = TASKS[scenario].benchmark if scenario in TASKS else "mpe"
     script = with_ideas(importlib.import_module(f"his_{benchmark}"))

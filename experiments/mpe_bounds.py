@@ -133,12 +133,7 @@ def main() -> None:
     parser.add_argument("--rules", choices=("mpe2", "harl"), default="mpe2")
     parser.add_argument("--json", type=Path, help="file to write")
     args = parser.parse_args()
-    if args.json:
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.touch()
-        except OSError as error:
-            parser.error(f"--json {args.json}: {error.strerror}")
+    parser.needs_writable("--json", args.json)
     tasks = {scenario: measure(scenario, args.episodes, args.rules) for scenario in SCENARIOS}
     for scenario, policies in tasks.items():
         cells = [f"{name} {r['mean']:.2f} +- {r['standard_error']:.2f}" for name, r in policies.items()]

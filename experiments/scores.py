@@ -90,12 +90,11 @@ def changes(config: Mapping[str, Any], variant: str, settings: Settings | None =
         name = args.get("run_name", "")
         return [f"run_name={name}"] if name and name not in VARIANTS else []
     expected = {**asdict(Readings()), **OURS, **paper_values(task), **(settings or {})}
-    expected |= {
-        name: value for name, value in schedule(args.get("total_timesteps", 10**7)).items() if name in expected
-    }
+    fitted = schedule(args.get("total_timesteps", 10**7))  # a short run may have what a suite gives it, too
     variant = variant.removesuffix("-isaacgym")
     expected |= settings_of(variant, task) if variant in VARIANTS else {}
-    different = {name: args[name] for name, value in expected.items() if name in args and _plain(args[name]) != value}
+    allowed = {name: (value, fitted.get(name, value)) for name, value in expected.items()}
+    different = {name: args[name] for name in expected if name in args and _plain(args[name]) not in allowed[name]}
     return [f"{name}={value}" for name, value in different.items()]
 
 

@@ -1,4 +1,4 @@
-"""What untrained policies earn: `python -m experiments.untrained`, written to results/untrained.json.
+"""What untrained policies earn: `python -m experiments.untrained [--json results/untrained.json]`.
 
 The evaluation that a run would make at step 0, of the networks that it starts with, on the episodes of its seed. The
 first evaluation of a run comes only after training has begun, at 10,000 or 100,000 steps; `experiments.report` needs to
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--episodes", type=partial(whole, low=1), default=40, help="deterministic episodes a run, a multiple of 20"
     )
-    parser.add_argument("--json", type=Path, default=Path("results/untrained.json"), help="file to write to")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write them there, too")
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     for task in args.tasks:
@@ -45,14 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--tasks {task}: must be among {', '.join(TASKS)}")
     if args.episodes > 20 and args.episodes % 20:
         parser.error(f"--episodes {args.episodes}: must be at most 20 or a multiple of it")
+    parser.needs_writable("--json", args.json)
     torch.set_num_threads(1)
     known = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     report = runlog.describe(known, ["-m", "experiments.untrained", *argv]) | dict(returns={})
     for task in args.tasks:
         report["returns"][task] = found = [untrained(task, seed, args.episodes) for seed in range(1, args.seeds + 1)]
         print(f"{task:32}" + "".join(f"{value:10.2f}" for value in found), flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

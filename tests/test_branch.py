@@ -16,6 +16,7 @@ from test_ideas import TINY, run
 
 import his_mpe
 from common import checkpoint
+from experiments import branch
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,12 @@ def test_mistakes_are_one_line_and_make_nothing(whole: Path, words: list[str], m
     done = call(whole, *words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message.format(run=whole) in done.stderr
     assert sorted(whole.parent.iterdir()) == before
+
+
+def test_from_inside_the_run_it_lies_beside_it(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(whole)
+    _, folder = branch.branch(Path("."), "inside", 300, [])
+    assert folder == whole.parent / "seed3-harl-inside" and (folder / "config.json").exists()
 
 
 def test_a_name_that_is_taken_or_a_folder_without_a_run_is_refused(whole: Path, tmp_path: Path) -> None:

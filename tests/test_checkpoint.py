@@ -335,5 +335,8 @@ def test_mp4_has_the_frames(tmp_path: Path) -> None:
     assert all(abs(float(frame.mean()) - 10 * i) < 4 for i, frame in enumerate(frames))
     with pytest.raises(ValueError, match="uint8"):
         write_mp4(tmp_path / "bad.mp4", [np.zeros((4, 4, 3))], fps=25)
+    write_mp4(tmp_path / "absent" / "episode.mp4", ramp, fps=25)  # an empty folder is lost where a run is copied
+    assert (tmp_path / "absent" / "episode.mp4").exists()
+    (tmp_path / "file").touch()
     with pytest.raises(OSError):
-        write_mp4(tmp_path / "absent" / "episode.mp4", ramp, fps=25)
+        write_mp4(tmp_path / "file" / "episode.mp4", ramp, fps=25)

@@ -109,6 +109,8 @@ MISTAKES = {
     "--gamma -1e-9": "--gamma -1e-09: must be between 0 and 1",
     "--hidden 8 0": "--hidden 8 0: must be at least 1",
     "--seed 1001": "--seed 1001: must be at most 1000",
+    "--resume=": "--resume: must be given a run folder",
+    "--evaluate=": "--evaluate: must be given a run folder",
     "--resume a --evaluate b": "--resume and --evaluate: only one of them at a time",
     "--resume absent": "--resume absent: no run there: cannot read config.json: No such file or directory",
     "--evaluate absent": "--evaluate absent: no run there: cannot read config.json: No such file or directory",
@@ -188,6 +190,16 @@ def test_resume_or_evaluate_of_the_saved_run_is_not_inherited(run: Path) -> None
 def test_config_that_does_not_fit(run: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.json").write_text(content)
     assert error_of(capsys, "--resume", str(run)).startswith(f"--resume {run}: its config.json does not fit")
+
+
+@pytest.mark.parametrize("name, value", [("scenario", "bee"), ("seed", "7"), ("gamma", None), ("capture_video", 1)])
+def test_config_with_a_value_that_does_not_fit(
+    run: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"args": config["args"] | {name: value}}))
+    error = error_of(capsys, "--evaluate", str(run))
+    assert error.startswith(f"--evaluate {run}: its config.json does not fit this script: {name} ")
 
 
 # ---- stop signals

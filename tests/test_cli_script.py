@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -287,6 +288,16 @@ def test_evaluate_uses_the_best_policy_and_takes_another_seed(
 
 def test_evaluate_refuses_another_network(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--hidden-sizes" in usage_error(capsys, ["--evaluate", str(trained), "--hidden-sizes", "8", "8"])
+
+
+def test_a_config_of_other_networks_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path, total_timesteps=40)
+    config = json.loads((folder / "config.json").read_text())
+    config["args"]["hidden_sizes"][-1] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    for flag in ("--evaluate", "--resume"):
+        error = usage_error(capsys, [flag, str(folder)])
+        assert "does not fit the run's config.json" in error and "size mismatch" in error, error
 
 
 def test_evaluate_of_a_run_without_a_policy_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

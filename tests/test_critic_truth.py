@@ -88,6 +88,7 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Capt
     for words, message in (
         ([str(tmp_path / "none")], "no checkpoint there"),
         ([str(tmp_path)], "truncated or no checkpoint"),
+        ([str(folder), "--csv", str(tmp_path)], "Is a directory"),
         ([str(folder), "--episodes", "0"], "0: must be a whole number"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -51,6 +51,17 @@ def test_table_csv_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert (out / "curves.png").stat().st_size > 10_000
 
 
+def test_a_folder_of_runs_stands_for_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Baselines lie a level deeper, and the hands one more."""
+    make_run(tmp_path / "suite/his_mamujoco/HalfCheetah-6x1/seed1", "his", 1, {100: [1.0]})
+    make_run(tmp_path / "suite/hasac/mamujoco/HalfCheetah-6x1/seed1", "none", 1, {100: [2.0]})
+    (tmp_path / "suite/logs").mkdir()
+    printed = run_curves(monkeypatch, capsys, tmp_path / "suite", "--out", tmp_path / "out", "--steps", 100)
+    assert "| HIS | **1.00**" in printed and "| HASAC (`--credit none`) | **2.00**" in printed
+
+
 def test_lengths_that_differ_are_all_kept() -> None:
     """... beside the return of their episode; rows of an evaluation need not stand together."""
     rows = [(20, 1.23456, 9), (10, -5.0, 7), (20, 2.0, 8), (10, 3.0, 7)]
@@ -209,10 +220,14 @@ def test_values_that_are_not_the_papers_are_named(
     config["args"] |= {"batch_size": 500, "hidden_sizes": [256, 256], "floor": "none", "total_timesteps": 20_000}
     config["args"] |= {"warmup_steps": 2000}  # goes with so short a run
     (changed / "config.json").write_text(json.dumps(config))
-    printed = run_curves(monkeypatch, capsys, plain, changed, "--out", tmp_path / "out", "--steps", 100)
-    assert "| HIS | **1.00** (1.00) |" in printed and "| HIS, floor=none, batch_size=500 |" in printed
+    direct = make_run(tmp_path / "c", "his", 2, {100: [1.0]})  # as without a suite, whatever its length
+    config = json.loads((direct / "config.json").read_text())
+    config["args"] |= {"warmup_steps": 10_000, "total_timesteps": 20_000}
+    (direct / "config.json").write_text(json.dumps(config))
+    printed = run_curves(monkeypatch, capsys, plain, changed, direct, "--out", tmp_path / "out", "--steps", 100)
+    assert "| HIS | **1.00** (1.00, 1.00) |" in printed and "| HIS, floor=none, batch_size=500 |" in printed
     runs = scores.from_results(tmp_path / "out")
-    assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500"]
+    assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500", "his"]
 
 
 def test_a_named_run_of_a_baseline_keeps_its_name(

@@ -211,6 +211,8 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
             "--credit-actions policy: --idea centred needs",
         ),
         ([], "--scenario (not given): must be one of"),
+        (["--resume", "absent"], "--resume absent: no run there"),
+        (["--evaluate="], "--evaluate: must be given a run folder"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str) -> None:

@@ -72,6 +72,8 @@ def test_create_says_why_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="--runs-dir: cannot create the run folder .*: Not a directory"):
         runlog.create(tmp_path / "file" / "run", {})
+    with pytest.raises(UsageError, match="--runs-dir: cannot create the run folder .*: File name too long"):
+        runlog.create(tmp_path / ("long" * 100), {})
 
 
 def test_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,10 +93,16 @@ def test_git_commit_of_a_clean_a_changed_and_a_foreign_tree(tmp_path: Path, monk
     assert provenance.git_commit() == "unknown"
     (tmp_path / "tracked").write_text("1")
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
-    for command in (("init", "-q"), ("add", "tracked"), (*identity, "commit", "-qm", "first")):
+    for name in ("results", "docs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "written").write_text("1")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "first")):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit = provenance.git_commit()
     assert re.fullmatch("[0-9a-f]{40}", commit)
+    for name in ("results", "docs"):  # where tools write while suites run
+        (tmp_path / name / "written").write_text("2")
+    assert provenance.git_commit() == commit
     (tmp_path / "tracked").write_text("2")
     assert provenance.git_commit() == commit + "+dirty"
     # A copy installed somewhere inside that repository is not what the commit describes.

@@ -385,6 +385,14 @@ def test_runs_of_another_commit_are_not_mixed_in(changes: dict[str, Any], tmp_pa
     assert status == 0 and len(all_folders(tmp_path)) == 4, output
 
 
+def test_uncommitted_changes_are_called_so() -> None:
+    done = folders.Folder(Path("run"), {"git_commit": "a" * 40})
+    with pytest.raises(folders.SuiteError, match="commit or stash your changes to tracked files"):
+        folders.check_commits([done], "a" * 40 + "+dirty")
+    with pytest.raises(folders.SuiteError, match="check that out"):
+        folders.check_commits([done], "b" * 40 + "+dirty")
+
+
 def test_a_commit_made_while_the_suite_runs_stops_it_from_starting_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,13 @@ def test_it_is_what_a_run_measures_while_it_only_warms_up(
     assert len(rows) == 40 and returns[1] == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("words", ["--tasks Over", "--seeds 0", "--episodes 30"])
+def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the project keeps one of its own in results/
+    assert untrained.main("--tasks simple_spread --seeds 1 --episodes 1".split()) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["--json .", "--tasks Over", "--seeds 0", "--episodes 30"])
 def test_mistakes_are_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         untrained.main(words.split())
