@@ -411,7 +411,8 @@ def historical_loss(mean: Tensor, log_std: Tensor, pre_tanh: Tensor, phi: Tensor
         y = x - x_min + args.xi  # Eq. (5); READING 7
         lam = boxcox.fit_lambda(y.detach(), args.boxcox_low, args.boxcox_high)  # maximum likelihood: READING 6
         x = boxcox.box_cox(y, lam, args.boxcox_scale) + x_min  # Eq. (4), then X_min is added back: READING 5
-    info |= {"credit/boxcox_lambda": lam, "credit/shapley": phi.mean(), "diag/dropped_rows": (~finite).float().sum()}
+    info |= {"credit/boxcox_lambda": lam, "diag/dropped_rows": (~finite).float().sum()}
+    info |= {"credit/shapley": phi.mean(), "credit/spread": phi.std(correction=0)}
     return -args.credit_coef * (x * phi).mean(), info  # Eq. (9), (10); READING 12
 
 

@@ -47,7 +47,8 @@ COLUMNS = {
 }
 NOT_DIAGNOSTIC = ("global_step", "update_step", "wall_s", "charts/SPS", "charts/updates_per_s")
 SHOWN_DIAGNOSTICS = (
-    "diag/grad_ratio diag/grad_cosine credit/shapley credit/floor_hits credit/boxcox_lambda losses/entropy losses/alpha"
+    "diag/grad_ratio diag/grad_cosine credit/shapley credit/spread credit/floor_hits credit/boxcox_lambda "
+    "losses/entropy losses/alpha"
 ).split()
 MIN_COMPARED = 3  # runs of each side
 Curves = dict[str, dict[int, dict[int, float]]]  # algorithm -> seed -> global_step -> mean over that evaluation

@@ -27,7 +27,7 @@ from experiments.suites import TASKS
 
 Idea = Literal[
     "centred", "standardised", "alpha", "standardised-alpha", "positive", "capped", "agreeing", "annealed", "relative",
-    "relative-positive", "recent", "half", "half-history", "terminal",
+    "relative-positive", "recent", "half", "half-history", "half-buffer", "terminal",
 ]  # fmt: skip
 IDEAS: tuple[str, ...] = get_args(Idea)
 
@@ -114,11 +114,14 @@ def credit_class(script: ModuleType, context: Context) -> type:
 
         def loss(self, agent: int, policy: Any, sample: Any, joint: Tensor) -> tuple[Tensor, dict]:
             idea, strength = self.args.idea, self.args.idea_strength
-            if idea.startswith("half"):  # half of the first term's Q is that of a coalition
+            if idea.startswith("half"):  # half of the first term's Q is that of a coalition, one a row
                 self.fill = self.batch.actions if idea == "half-history" else 0.0
                 members = self.ranks[0] <= self.ranks[0][:, agent : agent + 1]
+                acting = joint
+                if idea == "half-buffer":  # the other members, too, as in the buffer
+                    acting = torch.where(self.agent_of_slot == agent, joint, self.batch.actions)
                 q = script.min_q(self.critic, self.batch.state, joint)
-                of_coalition = script.min_q(self.critic, self.batch.state, self.absent(members, joint))
+                of_coalition = script.min_q(self.critic, self.batch.state, self.absent(members, acting))
                 return strength * 0.5 * (q - of_coalition).mean(), {}
             if idea == "recent":
                 policy = context.actors[agent](self.batch.obs[agent])
@@ -129,7 +132,8 @@ def credit_class(script: ModuleType, context: Context) -> type:
                 main = -(q - context.alpha[agent] * sample.log_prob).mean()
                 history = pulled(idea, history, main, list(context.actors[agent].parameters()), strength)
             if idea == "annealed":  # to nothing over the first `strength` of the run
-                steps = context.learner.update_step * self.args.num_envs / self.args.update_per_train
+                updates = context.learner.update_step * self.args.num_envs / self.args.update_per_train
+                steps = self.args.warmup_steps + updates
                 history = history * max(0.0, 1.0 - steps / (strength * self.args.total_timesteps))
             return history, info
 
@@ -176,6 +180,10 @@ def with_ideas(script: ModuleType) -> ModuleType:
     def check(args: Any) -> None:
         check_args(args)
         context.args = args
+        if args.idea == "annealed" and args.resume:  # the rate at which it fades depends on the length
+            saved = json.loads((Path(args.resume) / "config.json").read_text())["args"]["total_timesteps"]
+            if args.total_timesteps != saved:
+                raise cli.UsageError(f"--total-timesteps {args.total_timesteps}: --idea annealed keeps its {saved}")
         if args.idea == "terminal":  # a change of the critic's target, with any credit
             return
         for field, needed in (("credit", "his"), ("credit_actions", "history"), ("shapley", "permutation")):

@@ -70,7 +70,7 @@ def _on_policy(name: str) -> Variant:
 
 IDEAS = (
     "centred standardised alpha standardised-alpha positive capped agreeing annealed relative relative-positive "
-    "half half-history terminal"
+    "half half-history half-buffer terminal"
 ).split()
 VARIANTS: dict[str, Variant] = {
     "his": Variant(),
@@ -110,8 +110,9 @@ VARIANTS: dict[str, Variant] = {
     "idea-capped-tenth": Variant({"idea": "capped", "idea_strength": 0.1}, "experiments/ideas.py"),
     "idea-relative-positive-tenth": Variant({"idea": "relative-positive", "credit_coef": 0.1}, "experiments/ideas.py"),
     "idea-recent": Variant({"idea": "recent", "idea_strength": 0.1}, "experiments/ideas.py"),
-    # At strength 2 nothing is left of the whole team's Q: as "masked", the absent acting as in the buffer.
+    # At strength 2 nothing is left of the whole team's Q: as "masked", the absent (or the members) as in the buffer.
     "idea-masked-history": Variant({"idea": "half-history", "idea_strength": 2.0}, "experiments/ideas.py"),
+    "idea-masked-buffer": Variant({"idea": "half-buffer", "idea_strength": 2.0}, "experiments/ideas.py"),
     "masked": Variant({"credit": "local", "marginal": "value"}),
     # The control of "idea-terminal".
     "none-terminal": Variant({"idea": "terminal", "credit": "none"}, "experiments/ideas.py"),

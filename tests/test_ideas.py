@@ -115,20 +115,93 @@ def test_relative_credit_is_what_acting_adds_to_the_policies(script: Any, idea: 
     assert credit.diagnostics()["credit/efficiency_gap"] < 1e-5
 
 
-@pytest.mark.parametrize("idea", ["half", "half-history"])
-def test_half_of_q_is_that_of_a_coalition(script: Any, idea: str) -> None:
-    credit = credit_of(args_of(script, idea=idea))
+@pytest.mark.parametrize("idea, strength", [("half", 1.0), ("half-history", 1.0), ("half-buffer", 1.0), ("half", 2.0)])
+def test_half_of_q_is_that_of_a_coalition(script: Any, idea: str, strength: float) -> None:
+    credit = credit_of(args_of(script, idea=idea, idea_strength=strength))
     joint = torch.tanh(torch.randn(40, 4))
     history, info = credit.loss(1, None, None, joint)
     fill = credit.batch.actions if idea == "half-history" else torch.zeros_like(joint)
     rows = []
     for b in range(40):
-        keep = [bool(credit.ranks[0, b, i] <= credit.ranks[0, b, 1]) for i in (0, 1, 1, 2)]
-        row = torch.where(torch.tensor(keep), joint[b], fill[b])
+        row = fill[b].clone()
+        for slot, owner in enumerate((0, 1, 1, 2)):
+            if owner == 1:
+                row[slot] = joint[b, slot]
+            elif credit.ranks[0, b, owner] < credit.ranks[0, b, 1]:
+                row[slot] = (credit.batch.actions if idea == "half-buffer" else joint)[b, slot]
         whole, part = (script.min_q(credit.critic, credit.batch.state[b : b + 1], a[None]) for a in (joint[b], row))
-        rows.append(0.5 * (whole - part))
+        rows.append(0.5 * strength * (whole - part))
     torch.testing.assert_close(history, torch.cat(rows).mean())
     assert info == {}
+
+
+def loss_of(script: Any, idea: str, agent: int = 1, updates: int = 0, sign: float = 1.0, **values: Any) -> Any:
+    """An agent's historical loss with an idea, and what it was made of: (loss, credit, context, policy, sample, joint).
+
+    Actors and critic are the same at each call, the temperatures of the agents differ.
+    """
+    env, args = noisy_env(), args_of(script, idea=idea, **values)
+    learner = script.Learner(env, Streams(1, CPU), args, CPU)
+    learner.update_step = updates
+    buffer = filled_buffer(env, 50, args)
+    context = ideas.Context(args, learner, buffer, learner.actors, torch.tensor([0.1, 0.7, 2.0]))
+    torch.manual_seed(5)
+    credit = credit_of(args, context)
+    credit.phi = sign * credit.phi
+    policies: list[Any] = [actor(obs) for actor, obs in zip(learner.actors, credit.batch.obs)]
+    samples = [script.sample_action(*policy, torch.Generator().manual_seed(6)) for policy in policies]
+    joint = torch.cat([s.action if i == agent else s.action.detach() for i, s in enumerate(samples)], dim=1)
+    policy: Any = policies[agent]
+    if idea == "recent":  # its own batch is not the one that the script evaluated the policy at
+        policy = tuple(torch.full_like(each, 9.0) for each in policy)
+    history, _ = credit.loss(agent, policy, samples[agent], joint)
+    return history, credit, context, policies[agent], samples[agent], joint
+
+
+def test_alpha_is_the_agents_own(script: Any) -> None:
+    history, credit, context, policy, *_ = loss_of(script, "alpha")
+    expected, _ = plain.historical_loss(policy[0], policy[1], credit.pre_tanh[1], credit.phi[1] * 0.7, context.args)
+    torch.testing.assert_close(history, expected)
+
+
+def test_recent_actions_are_judged_at_their_own_observations(script: Any) -> None:
+    history, credit, context, policy, *_ = loss_of(script, "recent", idea_strength=0.2)
+    torch.testing.assert_close(policy[0], context.actors[1](credit.batch.obs[1])[0])
+    historical = credit.batch.actions.split([1, 2, 1], dim=1)[1]
+    pre_tanh = torch.atanh(historical.double()).float()
+    expected, _ = plain.historical_loss(policy[0], policy[1], pre_tanh, credit.phi[1], context.args)
+    torch.testing.assert_close(history, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_annealed_is_gone_after_its_share_of_the_run(script: Any) -> None:
+    """4 environments, 1 update a vector step: update 100 is at environment step 200 + 400 of 1000."""
+    values = dict(num_envs=4, warmup_steps=200, total_timesteps=1000, train_interval=1, update_per_train=1)
+    full, *_ = loss_of(script, "annealed", idea_strength=1e9, **values)
+    for updates, strength, left in ((0, 1.0, 0.8), (100, 1.0, 0.4), (200, 1.0, 0.0), (100, 0.75, 0.2), (200, 0.5, 0.0)):
+        part, *_ = loss_of(script, "annealed", updates=updates, idea_strength=strength, **values)
+        torch.testing.assert_close(part, left * full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("idea, strength, sign", [("capped", 1e-3, 1.0), ("agreeing", 1.0, -1.0)])
+def test_the_gradient_held_against_is_that_of_the_whole_first_term(
+    script: Any, idea: str, strength: float, sign: float
+) -> None:
+    """Q and entropy of Eq. (10), with the agent's own temperature."""
+    history, credit, context, policy, sample, joint = loss_of(script, idea, idea_strength=strength, sign=sign)
+    parameters = list(context.actors[1].parameters())
+    q = plain.min_q(credit.critic, credit.batch.state, joint)
+    main = (0.7 * sample.log_prob - q).mean()
+    plain_history, _ = plain.historical_loss(policy[0], policy[1], credit.pre_tanh[1], credit.phi[1], context.args)
+    ours, reference, theirs = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, retain_graph=True)])
+        for loss in (history, main, plain_history)
+    )
+    if idea == "capped":
+        expected = theirs * min(1.0, strength * float(reference.norm() / theirs.norm()))
+    else:
+        expected = theirs - min(0.0, float(theirs @ reference)) / float(reference @ reference) * reference
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(ours, theirs, rtol=1e-3), "the idea did nothing here: the test could not fail"
 
 
 @pytest.mark.parametrize("credit", ["his", "none"])
@@ -218,6 +291,13 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(words: list[str], message: str) -> None:
     done = run([sys.executable, "experiments/ideas.py", *words])
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_annealed_keeps_its_length(tmp_path: Path) -> None:
+    assert run(command(tmp_path, "--idea", "annealed", total_timesteps=300)).returncode == 0
+    folder = tmp_path / "ideas/simple_reference/seed3-annealed"
+    done = run([sys.executable, "experiments/ideas.py", "--resume", str(folder), "--total-timesteps", "600"])
+    assert done.returncode == 2 and "--total-timesteps 600: --idea annealed keeps its 300" in done.stderr, done.stderr
 
 
 def test_suites_know_every_idea() -> None:

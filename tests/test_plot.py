@@ -393,3 +393,35 @@ def test_scores_of_a_curve() -> None:
     assert steps_interval(np.array([100.0, np.inf, np.inf]))[0] == np.inf
     assert steps_interval(np.array([300.0, 100.0, 200.0, np.inf]))[0] == 200
     assert steps_interval(np.array([5.0, 5.0, 5.0])) == (5, 5, 5)
+
+
+def made(task: str, variant: str, ends: list[float], start: float = 0.0) -> list[Curve]:
+    """Straight lines from `start` at step 250 to `ends` at step 1000, one a seed."""
+    steps = np.array(STEPS)
+    lines = [start + (end - start) * (steps - 250) / 750 for end in ends]
+    return [Curve(task, variant, seed, steps, line, 1000, True) for seed, line in enumerate(lines, 1)]
+
+
+def test_the_level_is_that_of_hasac_where_it_ran() -> None:
+    done = {"toy": {"none": made("toy", "none", [10.0]), "hasac": made("toy", "hasac", [20.0]), "his": []}}
+    done["toy"]["his"] = made("toy", "his", [40.0])
+    rows = plot.efficiency_rows(done, None)
+    assert {row["reference"] for row in rows} == {"hasac"} and {row["level"] for row in rows} == {20}
+    assert {row["reference"] for row in plot.efficiency_rows(done, "none")} == {"none"}
+    del done["toy"]["hasac"]
+    assert {row["reference"] for row in plot.efficiency_rows(done, None)} == {"none"}
+
+
+def test_the_curve_of_all_tasks_by_hand() -> None:
+    """Scores from 0, the worst final of a task, to 1, the best; the IQM of eight runs leaves out two at each end."""
+    ends = {"a": ([0.0, 10, 20, 100], [5.0, 5, 5, 5]), "b": ([-50.0, -30, -20, -10], [-50.0, -50, -50, -50])}
+    done = {
+        task: {"his": made(task, "his", his), "none": made(task, "none", none)} for task, (his, none) in ends.items()
+    }
+    rows = [row for row in plot.curve_rows(done, done) if row["task"] == plot.ALL]
+    assert len(rows) == 200 and rows[0]["step"] == 0.25 and rows[99]["step"] == 1
+    finals = [0.0, 0.1, 0.2, 1.0, 0.0, 0.5, 0.75, 1.0]  # of his on both
+    assert rows[99]["iqm"] == pytest.approx(np.mean(sorted(finals)[2:6]))
+    first = [0.0] * 4 + [50 / 40] * 4  # all begin at return 0
+    assert rows[0]["iqm"] == pytest.approx(np.mean(sorted(first)[2:6]))
+    assert rows[199]["variant"] == "none" and rows[199]["iqm"] == pytest.approx(np.mean([0.0, 0.0, 0.05, 0.05]))

@@ -307,6 +307,21 @@ def test_actors_climb_their_own_shapley_value_all_at_once() -> None:
         assert all(p.requires_grad for p in one.parameters())
 
 
+def test_gradients_of_critics_and_actors_are_held() -> None:
+    env = toy()
+    learner, batch = learner_of(env, grad_clip=1e-4), random_batch(env, 16)
+    orders = sqddpg.draw_orders(2, 16, 3, generator())
+    optimizers = [torch.optim.SGD(actor.parameters(), lr=1.0) for actor in learner.actors]
+    before = copy.deepcopy((learner.actors, learner.critics))
+    sqddpg.update_actors(learner.actors, optimizers, learner.critics, batch, orders, learner.args, env.action_dims)
+    optimizer = torch.optim.SGD([p for critic in learner.critics for p in critic.parameters()], lr=1.0)
+    sqddpg.update_critics(learner.critics, optimizer, batch, batch.reward, orders, learner.args, env.action_dims)
+    for old, new in zip(before, (learner.actors, learner.critics)):
+        pairs = zip(*([p for module in each for p in module.parameters()] for each in (old, new)))
+        moved = torch.cat([(q - p).detach().abs().flatten() for p, q in pairs])
+        assert moved.max() == pytest.approx(1e-4, rel=1e-2)
+
+
 def test_gradient_step_holds_each_element() -> None:
     p = nn.Parameter(torch.tensor([1.0, 1.0]))
     optimizer = torch.optim.SGD([p], lr=1.0)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from test_ideas import fresh_script
 
 import his_bidexhands
 import his_mamujoco
@@ -203,6 +204,31 @@ def test_each_variant_sets_what_its_name_says() -> None:
     assert settings["coef-1-n"] == {"credit_coef": 1 / 6}
     assert suites.settings_of("coef-1-n", "simple_spread") == {"credit_coef": 1 / 3}
     assert settings["mappo"] == {"benchmark": "mamujoco"}
+    readings = {
+        "marginal-value": {"marginal": "value"},
+        "floor-product": {"floor": "minus_beta_times_max"},
+        "floor-none": {"floor": "none"},
+        "below-literal": {"below_floor": "literal"},
+        "below-hard": {"below_floor": "hard"},
+        "no-bc": {"box_cox": False},
+        "bounds-0-1": {"boxcox_high": 1.0},
+        "bounds-wide": {"boxcox_low": -2.0, "boxcox_high": 5.0},
+        "geometric": {"boxcox_scale": "geometric"},
+        "frequency-1": {"policy_frequency": 1},
+        "coef-half": {"credit_coef": 0.5},
+        "coef-1-n": {"credit_coef": 1 / 6},
+    }
+    assert {name: settings[name] for name in suites.READINGS} == readings
+    plain = {f"idea-{idea}": {"idea": idea} for idea in suites.IDEAS}
+    assert {name: each for name, each in settings.items() if name.startswith("idea-")} == plain | {
+        "idea-capped-tenth": {"idea": "capped", "idea_strength": 0.1},
+        "idea-relative-positive-tenth": {"idea": "relative-positive", "credit_coef": 0.1},
+        "idea-recent": {"idea": "recent", "idea_strength": 0.1},
+        "idea-masked-history": {"idea": "half-history", "idea_strength": 2.0},
+        "idea-masked-buffer": {"idea": "half-buffer", "idea_strength": 2.0},
+    }
+    assert settings["masked"] == {"credit": "local", "marginal": "value"}
+    assert settings["none-terminal"] == {"idea": "terminal", "credit": "none"}
     assert suites.script_of("hasac", "simple_spread") == "baselines/hasac_mpe.py"
     assert suites.script_of("mappo", "simple_spread") == "baselines/mappo.py"
 
@@ -272,13 +298,16 @@ def test_runs_are_told_apart_by_their_names(name: str) -> None:
 
 def test_every_command_line_is_one_that_the_script_takes() -> None:
     seen = set()
+    with_ideas = {benchmark: fresh_script(f"his_{benchmark}") for benchmark in ("mpe", "mamujoco")}
     for suite in SUITES.values():
         for run in expand(suite, seeds=1):
-            kind = (run.script, run.variant, suite.smoke, TASKS[run.scenario].agents)
-            if run.script not in SCRIPTS or kind in seen:
+            benchmark, agents = TASKS[run.scenario].benchmark, TASKS[run.scenario].agents
+            kind = (run.script, run.variant, suite.smoke, agents)
+            of_idea = run.script == "experiments/ideas.py"
+            if (run.script not in SCRIPTS and not of_idea) or kind in seen:
                 continue
             seen.add(kind)
-            script, (path, *argv) = SCRIPTS[run.script], run.command("somewhere")
+            script, (path, *argv) = with_ideas[benchmark] if of_idea else SCRIPTS[run.script], run.command("somewhere")
             assert path == run.script
             limits = (script.PRESETS, script.LIMITS)
             args = cli.parse(script.Args, *limits, argv, prog=path, resumable=script.RESUMABLE)
@@ -287,7 +316,7 @@ def test_every_command_line_is_one_that_the_script_takes() -> None:
             assert {name: actual[name] for name in run.settings} == run.settings
             assert (actual["scenario"], actual["seed"], actual["run_name"]) == (run.scenario, run.seed, run.variant)
             assert actual["runs_dir"] == "somewhere"
-    assert len(seen) > 60
+    assert len(seen) > 130 and {variant for _, variant, *_ in seen} > {f"idea-{idea}" for idea in suites.IDEAS}
 
 
 def test_flags() -> None:
