@@ -5,6 +5,8 @@ is a task; what is resampled are its runs (seeds), never the episodes or evaluat
 of one task, T points of a curve.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -121,6 +123,31 @@ def improvement_interval(
     low, high = np.quantile(values / len(ones), [(1 - level) / 2, (1 + level) / 2])
     middle = np.mean([probability_of_improvement(one, other) for one, other in zip(ones, others, strict=True)])
     return float(middle), float(low), float(high)
+
+
+def improvement_p_value(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Two-sided p-value of the probability of improvement, mean over tasks, by the exact permutation test.
+
+    Where both sides of a task, (R,) and (R',), are alike, each choice of R of its R + R' runs is equally likely to be
+    `ones`, in each task apart. Twice the smaller tail, at most 1. All C(R + R', R) choices of a task are made: for up
+    to a dozen runs.
+    """
+    sums = {0.0: 1.0}  # sum over tasks of P(improvement) -> probability
+    for one, other in zip(ones, others, strict=True):
+        runs, first = np.concatenate([one, other]), len(one)
+        values = Counter[float]()
+        for chosen in itertools.combinations(range(len(runs)), first):
+            mine = np.isin(np.arange(len(runs)), chosen)
+            values[round(probability_of_improvement(runs[mine], runs[~mine]), 9)] += 1
+        total = sum(values.values())
+        longer: dict[float, float] = {}
+        for (before, p), (value, count) in itertools.product(sums.items(), values.items()):
+            key = round(before + value, 6)
+            longer[key] = longer.get(key, 0.0) + p * count / total
+        sums = longer
+    found = sum(probability_of_improvement(one, other) for one, other in zip(ones, others, strict=True))
+    above, below = (sum(p for v, p in sums.items() if sign * (v - found) >= -1e-4) for sign in (1, -1))
+    return min(1.0, 2 * min(above, below))
 
 
 def performance_profile(

@@ -8,7 +8,6 @@ marks. Run it after `experiments.curves` has added runs; a test compares both fi
 """
 
 import dataclasses
-import json
 import re
 import shlex
 import sys
@@ -30,78 +29,18 @@ from common.stats import (
     t_interval,
     welch_interval,
 )
-from experiments import cost
+from experiments import cost, studies
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
 from experiments.command_line import Parser
+from experiments.evidence import FIGURES, Evidence, ReportError, gather, kind_of, name_in_results
 from experiments.processes import ROOT
-from experiments.scores import Curve, changes, final, from_results, last_half, shown, steps_to, variant_of
-from experiments.suites import SUITES, TASKS, Run, expand, paper_values, settings_of, task_label
+from experiments.scores import Curve, final, last_half, shown, steps_to, variant_of
+from experiments.suites import SUITES, TASKS, Run, expand, task_label
 
 MIN_RUNS = 5  # of each side of a comparison: the paper's number of seeds
 AFFORDABLE_CORE_HOURS = 2 * 24 * 7  # two cores for a week
 BEGIN, END = "<!-- written by experiments.report: -->", "<!-- end -->"
-FIGURES = tuple(
-    "fig2 fig3 fig4 fig5 fig6 fig7 fig8 mpe hands baselines ablations readings-screen ideas-screen readings".split()
-)
 Side = Literal["for", "against", "open"]
-
-
-# ---- what there is ---------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Evidence:
-    """Everything in results/ that decides."""
-
-    curves: Mapping[tuple[str, str], Sequence[Curve]]
-    runs: Sequence[dict[str, Any]]
-    rates: Mapping[str, cost.Rate]
-    calibrated: str
-    updates: Mapping[str, Any]
-    untrained: Mapping[str, float]
-
-    def of(self, task: str, variant: str) -> Sequence[Curve]:
-        """Finished runs of a variant; of HIS where the variant sets what the paper has for the task anyway."""
-        if found := self.curves.get((task, variant)):
-            return found
-        own, paper = settings_of(variant, task), paper_values(task)
-        same = bool(own) and all(paper.get(name) == value for name, value in own.items())
-        return self.curves.get((task, "his"), ()) if same else ()
-
-
-class ReportError(Exception):
-    """Results that no report can be made of: one line for the user."""
-
-
-def gather(results: Path) -> Evidence:
-    """Read results/; ReportError where two folders hold the same run."""
-    curves: dict[tuple[str, str], list[Curve]] = {}
-    runs: list[dict[str, Any]] = []
-    places: dict[tuple[str, str, int], Path] = {}
-    step_s: dict[tuple[str, str], list[float]] = {}
-    for path in sorted(results.glob("*/runs.json")):
-        try:
-            collected, found = json.loads(path.read_text()), from_results(path.parent)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ReportError(f"{path} or a file beside it is damaged ({type(error).__name__}: {error})") from error
-        if len(found) < len(collected):
-            raise ReportError(f"{path} names runs without an evaluation: collect them anew")
-        runs += collected
-        for run, curve in zip(collected, found, strict=True):
-            key = (curve.task, curve.variant, curve.seed)
-            if key in places:
-                raise ReportError(f"{places[key]} and {path} both hold {' '.join(map(str, key))}: it would count twice")
-            places[key] = path
-            if curve.finished:
-                curves.setdefault((curve.task, curve.variant), []).append(curve)
-                seconds = run["finished"]["wall_s"] / run["finished"]["global_step"]
-                step_s.setdefault((curve.task, curve.variant), []).append(seconds)
-    entries = json.loads((results / "calibration.json").read_text())
-    rates = rates_of(step_s) | {name: cost.Rate(**entry["rate"]) for name, entry in entries.items()}
-    cpus, commits = ({entry[key] for entry in entries.values()} for key in ("cpu", "commit"))
-    where = f"{', '.join(sorted(cpus))}, commit {', '.join(sorted(c[:7] for c in commits))}"
-    updates = json.loads((results / "variant_speed.json").read_text())["scenarios"]
-    returns = json.loads((results / "untrained.json").read_text())["returns"]
-    untrained = {task: float(np.mean(values)) for task, values in returns.items()}
-    return Evidence(curves, runs, rates, where, updates, untrained)
 
 
 # ---- one cell --------------------------------------------------------------------------------------------------------
@@ -120,10 +59,17 @@ class Cell:
     @property
     def said(self) -> str:
         """For a reader."""
+        if self.single:
+            return "one run: says nothing"
         if not self.enough:
             so_far = {"open": "level so far", "for": "for the claim so far", "against": "against the claim so far"}
-            return "one run: says nothing" if "1" in self.runs.split() else f"too few runs ({so_far[self.side]})"
+            return f"too few runs ({so_far[self.side]})"
         return "undecided" if self.side == "open" else f"{self.side} the claim"
+
+    @property
+    def single(self) -> bool:
+        """Whether a side has one run only."""
+        return "1" in self.runs.split()
 
 
 def unsteadiness(curve: Curve, last: int) -> float:
@@ -310,23 +256,6 @@ class Price:
         return f"{text}, about {two_digits(self.about)} in all"
 
 
-def kind_of(run: Run) -> str:
-    """The kind of a run for its cost, without what it sets to the paper's value anyway (M1 where the paper has 1)."""
-    paper = paper_values(run.scenario)
-    own = {name: value for name, value in run.settings.items() if name not in paper or paper[name] != value}
-    return cost.kind(dataclasses.replace(run, settings=own))
-
-
-def rates_of(step_s: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, cost.Rate]:
-    """By kind, from the wall seconds per step, evaluations included, of finished runs of (task, variant)."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    for run in (run for name in FIGURES for run in expand(SUITES[name])):
-        if (cell := (run.scenario, name_in_results(run))) in step_s:
-            found.setdefault(kind_of(run), set()).add(cell)
-    medians = {name: np.median([s for cell in cells for s in step_s[cell]]) for name, cells in found.items()}
-    return {name: cost.Rate(float(seconds), 0.0, 0.0, 1.0, "finished runs") for name, seconds in medians.items()}
-
-
 def price(runs: Sequence[Run], rates: Mapping[str, cost.Rate]) -> Price:
     """The sum; a run of a kind that is not measured counts as the mean core-seconds per step of the measured ones."""
     known = {run.name: (run, rates[kind_of(run)]) for run in runs if kind_of(run) in rates}
@@ -400,6 +329,7 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 | undecided | runs enough, but the intervals do not decide |
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |
+| comparisons so far | pairs of variants on a task that have runs, by the side that their interval is on; *: fewer than {MIN_RUNS} runs a side, which decides nothing; "small networks": at the scale of the suite `ablations`, which decides nothing either |
 
 The paper names no step counts; the full budget of a task is that of HARL's HASAC (docs/experiments.md). Costs at full
 scale are from [calibration.json](calibration.json) ({{calibrated}}) and, of kinds that are not in it, from the wall time of
@@ -410,46 +340,87 @@ finished runs here; "about": runs of kinds that were not measured count like the
 
 def report(evidence: Evidence) -> str:
     """The text of REPORT.md."""
-    verdicts, sections = [], []
+    verdicts, sections, far = [], [], []
     for number, claim in enumerate(CLAIMS, 1):
         pairs = [(t, o) for t in claim.tasks for o in claim.others]
         cells = [cell for task, other in pairs if (cell := cell_of(claim, task, other, evidence))]
+        small = small_cells(claim, evidence)
         total = price(runs_for(claim), evidence.rates)
         verdict = judge(claim, cells, len(pairs), total)
         verdicts.append(verdict)
-        sections.append(section(number, claim, cells, len(pairs), total, verdict))
+        far.append("; ".join(filter(None, [so_far(cells), so_far(small) and f"small networks: {so_far(small)}"])))
+        sections.append(section(number, claim, cells, small, len(pairs), total, verdict))
     count = Counter(re.split(" at ", verdict)[0] for verdict in verdicts)
     summary = ", ".join(f"{count[name]} {name}" for name in sorted(count))
     rows = [
-        f"| [{n}](#claim-{n}) | {c.text} | {c.where} | **{v}** |" for n, (c, v) in enumerate(zip(CLAIMS, verdicts), 1)
+        f"| [{n}](#claim-{n}) | {c.text} | {c.where} | **{v}** | {f} |"
+        for n, (c, v, f) in enumerate(zip(CLAIMS, verdicts, far), 1)
     ]
-    table = "\n".join(["| | claim | where | verdict |", "|---|---|---|---|", *rows])
+    table = "\n".join(["| | claim | where | verdict | comparisons so far |", "|---|---|---|---|---|", *rows])
     body = [HEAD.format(calibrated=evidence.calibrated), f"**{len(CLAIMS)} claims: {summary}.**", table, *sections]
-    return "\n\n".join([*(part.strip() for part in body), "## Runs", runs_table(evidence)]) + "\n"
+    study = ["## Readings study", studies.text(evidence)]
+    return "\n\n".join([*(part.strip() for part in body), *study, "## Runs", runs_table(evidence)]) + "\n"
 
 
-def section(number: int, claim: Claim, cells: Sequence[Cell], wanted: int, total: Price, verdict: str) -> str:
+def small_cells(claim: Claim, evidence: Evidence) -> list[Cell]:
+    """A claim on the tasks of its affordable suite, with the networks of that."""
+    if not claim.small:
+        return []
+    within, tasks = evidence.within(claim.small), [t for group in SUITES[claim.small].groups for t in group.tasks]
+    there = dataclasses.replace(claim, tasks=tuple(dict.fromkeys(tasks)))
+    return [cell for each in product(there.tasks, there.others) if (cell := cell_of(there, *each, within))]
+
+
+def so_far(cells: Sequence[Cell]) -> str:
+    """How many comparisons are on which side; those of single runs do not count."""
+    words: Counter[str] = Counter()
+    for cell in cells:
+        if not cell.single:
+            side = {"open": "level", "for": "for", "against": "against"}[cell.side]
+            words[side if cell.enough else side + "*"] += 1
+    return ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
+
+
+def cells_table(cells: Sequence[Cell]) -> list[str]:
+    lines = ["| task | pair | runs | at step | outcome | |", "|---|---|---|---|---|---|"]
+    for cell in cells:
+        budget = f"{cell.steps:,} of {TASKS[cell.task].steps:,}" if cell.steps else ""
+        lines.append(
+            f"| {task_label(cell.task)} | {cell.pair} | {cell.runs} | {budget} | {cell.outcome} | {cell.said} |"
+        )
+    return [*lines, ""]
+
+
+def section(
+    number: int,
+    claim: Claim,
+    cells: Sequence[Cell],
+    small: Sequence[Cell],
+    wanted: int,
+    total: Price,
+    verdict: str,
+) -> str:
     """One claim."""
     lines = [f"## Claim {number}", "", f"{claim.text} ({claim.where})", ""]
     if isinstance(claim.rule, Shown):
         return "\n".join([*lines, f"**{verdict}**: {claim.rule.text}; `{claim.rule.test}`."])
     lines += [f"Rule: {' '.join((type(claim.rule).__doc__ or '').split())}", ""]
-    if cells:
-        lines += ["| task | pair | runs | at step | outcome | |", "|---|---|---|---|---|---|"]
-        for cell in cells:
-            budget = f"{cell.steps:,} of {TASKS[cell.task].steps:,}" if cell.steps else ""
-            lines.append(
-                f"| {task_label(cell.task)} | {cell.pair} | {cell.runs} | {budget} | {cell.outcome} | {cell.said} |"
-            )
-        lines.append("")
+    lines += cells_table(cells) if cells else []
     if len(cells) < wanted:
         where = ", ".join(map(task_label, claim.tasks)) if len(claim.tasks) < 5 else f"the {len(claim.tasks)} tasks"
         pairs = f"of {claim.ours} against {', '.join(claim.others)} on {where}"
         lines += [f"{wanted - len(cells)} of {wanted} comparisons {pairs} have no runs yet.", ""]
+    if claim.small:
+        variants = dict.fromkeys(("his", claim.ours, *claim.others))
+        wording = f"`python -m experiments.run {claim.small} --variants {' '.join(variants)}`"
+        nothing = "" if small else " nothing ran yet."
+        lines += [f"With small networks ({wording}; it counts for no verdict):{nothing}", ""]
+        lines += cells_table(small) if small else []
     lines.append(f"**{verdict}**")
     if total.runs:
         commands = [command(suite, claim) for suite in claim.suites]
-        lines[-1] += f". Full scale: {total}: " + "; ".join(f"`{each}`" for each in commands)
+        scale = "Full scale" if claim.suites[0].startswith("fig") else "Not at full scale"
+        lines[-1] += f". {scale}: {total}: " + "; ".join(f"`{each}`" for each in commands)
     return "\n".join(lines)
 
 
@@ -484,13 +455,6 @@ def runs_table(evidence: Evidence) -> str:
     for (task, variant, steps, commit, words), seeds in groups.items():
         lines.append(f"| {task} | {variant} | {', '.join(seeds)} | {steps} | {commit} | `{words}` |")
     return "\n".join(lines)
-
-
-def name_in_results(run: Run) -> str:
-    """The variant as `from_results` names it: with the values that its suite has in place of the paper's."""
-    args = json.loads(json.dumps({"scenario": run.scenario, "credit": "his", **run.settings}))
-    ours = run.script.startswith(("his_", "experiments/"))
-    return " ".join([run.variant, *(changes({"args": args}, run.variant) if ours else [])])
 
 
 def figures_table(evidence: Evidence) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from common import stats
 from experiments import curves as collector
 from experiments import plot, suites
 from experiments.scores import Curve, final, from_folder, from_results, last_half, steps_interval, steps_to, variant_of
@@ -393,6 +394,26 @@ def test_scores_of_a_curve() -> None:
     assert steps_interval(np.array([100.0, np.inf, np.inf]))[0] == np.inf
     assert steps_interval(np.array([300.0, 100.0, 200.0, np.inf]))[0] == 200
     assert steps_interval(np.array([5.0, 5.0, 5.0])) == (5, 5, 5)
+
+
+def test_coverage_of_steps_and_profile_by_simulation() -> None:
+    """Median steps to a level (exponential), and a point of the profile over three tasks (normal scores)."""
+    rng, trials, hits = (
+        np.random.default_rng(0),
+        300,
+        {(n, kind): 0 for n in (3, 5, 20) for kind in ("steps", "profile")},
+    )
+    for runs in (3, 5, 20):
+        for trial in range(trials):
+            _, low, high = steps_interval(rng.exponential(size=runs))
+            hits[runs, "steps"] += bool(low <= np.log(2) <= high)
+            scores = [rng.normal(size=runs) for _ in range(3)]
+            _, lower, upper = stats.performance_profile(scores, np.array([0.5]), draws=400, seed=trial)
+            hits[runs, "profile"] += bool(lower[0] <= scipy_stats.norm.sf(0.5) <= upper[0])
+    assert 0.90 < hits[20, "steps"] / trials < 0.99 and 0.90 < hits[5, "steps"] / trials < 0.99
+    assert 0.70 < hits[3, "steps"] / trials < 0.86
+    assert 0.90 < hits[20, "profile"] / trials < 0.98
+    assert all(0.80 < hits[runs, "profile"] / trials < 0.94 for runs in (3, 5))
 
 
 def made(task: str, variant: str, ends: list[float], start: float = 0.0) -> list[Curve]:

@@ -12,6 +12,7 @@ import pytest
 from common import stats
 from experiments import claims, cost, curves, report
 from experiments.claims import CLAIMS, Ahead, Alike, Claim, Dearer, Fails, Shown, Sooner
+from experiments.evidence import rates_of
 from experiments.report import Cell, Evidence, Price, cell_of, judge, price, runs_for
 from experiments.scores import Curve, variant_of
 from experiments.suites import SUITES, TASKS, expand
@@ -276,7 +277,8 @@ def test_the_suites_of_a_claim_have_its_runs(number: int) -> None:
     there = {(run.scenario, run.variant) for run in runs_for(one)}
     wanted = {(task, variant) for task in one.tasks for variant in (one.ours, *one.others)}
     assert wanted and wanted <= there and there <= wanted
-    assert {run.total_steps for run in runs_for(one)} <= {TASKS[task].steps for task in one.tasks}
+    full = {run.total_steps for run in runs_for(one)} <= {TASKS[task].steps for task in one.tasks}
+    assert full == (one.suites != ("baselines",))
 
 
 def test_the_tests_that_decide_exist() -> None:
@@ -289,7 +291,7 @@ def test_the_tests_that_decide_exist() -> None:
 
 def test_every_figure_with_runs_has_a_claim_and_a_row() -> None:
     figures = {f"fig{n}" for n in range(2, 9)}
-    assert {suite for each in CLAIMS for suite in each.suites} == figures
+    assert {suite for each in CLAIMS for suite in each.suites} == figures | {"baselines"}
     page = (ROOT / "docs/reproduce.md").read_text()
     assert all(f"| `{name}` |" in page for name in figures)
     assert set(claims.MPE) == set(CLAIMS[0].tasks)
@@ -310,7 +312,7 @@ def test_what_we_ran_counts_the_seeds_of_the_suite_only() -> None:
 def test_finished_runs_price_the_kinds_that_no_calibration_has() -> None:
     """HIS and its sweep of beta cost alike; where there is a calibration, it counts."""
     small = " hidden_sizes=[128, 128] batch_size=256"
-    given = report.rates_of({("simple_spread", "his" + small): [0.001, 0.004, 0.002]})
+    given = rates_of({("simple_spread", "his" + small): [0.001, 0.004, 0.002]})
     runs = {run.variant: run for run in expand(SUITES["ablations"], tasks=["simple_spread"])}
     assert given[report.kind_of(runs["his"])] == cost.Rate(0.002, 0.0, 0.0, 1.0, "finished runs")
     assert report.kind_of(runs["beta50"]) in given and report.kind_of(runs["local"]) not in given

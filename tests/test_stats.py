@@ -10,6 +10,7 @@ from common.stats import (
     bootstrap_interval,
     difference_interval,
     improvement_interval,
+    improvement_p_value,
     iqm,
     performance_profile,
     probability_of_improvement,
@@ -120,6 +121,44 @@ def test_the_rank_p_value_counts_all_divisions() -> None:
     assert len(sums) == 126 and ranks[:4].sum() < sums.mean()
     assert rank_p_value(one, other) == pytest.approx(2 * np.mean(sums <= ranks[:4].sum() + 1e-9))
     assert rank_p_value(one[:1], other) == 1
+
+
+def test_the_p_value_of_improvement_is_mann_whitneys_on_one_task() -> None:
+    one, other = np.array([1.0, 4.0, 6.0, 9.0]), np.array([2.0, 7.0, 8.0, 10.0, 12.0])
+    for a, b in ((one, other), (other, one), (one[:1], other)):
+        exact = scipy_stats.mannwhitneyu(a, b, method="exact").pvalue
+        assert improvement_p_value([a], [b]) == pytest.approx(exact)
+
+
+def test_the_p_value_of_improvement_permutes_within_each_task() -> None:
+    """All 10 x 6 divisions of two tasks with ties, of different scales."""
+    ones, others = [np.array([3.0, 5.0]), np.array([100.0, 400.0])], [np.array([1.0, 3.0, 4.0]), np.array([0.0, 100.0])]
+    values = []
+    for first in itertools.combinations(range(5), 2):
+        for second in itertools.combinations(range(4), 2):
+            total = 0.0
+            for a, b, chosen in zip(ones, others, (first, second)):
+                runs = np.concatenate([a, b])
+                rest = [i for i in range(len(runs)) if i not in chosen]
+                total += probability_of_improvement(runs[list(chosen)], runs[rest])
+            values.append(total)
+    found = sum(map(probability_of_improvement, ones, others))
+    assert len(values) == 60 and found > np.mean(values)
+    expected = 2 * np.mean(np.array(values) >= found - 1e-9)
+    assert improvement_p_value(ones, others) == pytest.approx(expected)
+    assert improvement_p_value(others, ones) == pytest.approx(expected)
+    assert improvement_p_value([np.zeros(3)], [np.zeros(3)]) == 1
+
+
+def test_the_p_value_of_improvement_keeps_its_level() -> None:
+    """Where nothing differs, 5 % at most are below 0.05: 400 studies of four tasks with three runs a side."""
+    rng = np.random.default_rng(8)
+    below = 0
+    for _ in range(400):
+        scale = rng.uniform(1, 100, size=(4, 1))
+        ones, others = rng.normal(size=(2, 4, 3)) * scale
+        below += improvement_p_value(list(ones), list(others)) < 0.05
+    assert 0.015 < below / 400 < 0.075
 
 
 def test_difference_interval() -> None:

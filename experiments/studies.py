@@ -1,0 +1,133 @@
+"""The readings study: does a reading of the paper, or a change of HIS, beat HASAC with HIS's values? For REPORT.md.
+
+The first round screens with one seed and decides nothing. The second has fresh seeds and tasks that the screening has
+not seen; a variant beats HASAC where both hold: the 95 % interval of the probability of improvement over tasks and
+seeds lies above 1/2, and the exact permutation test of that probability rejects at 0.05 / (number of variants tried),
+so that the best of many does not win by chance.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.stats import improvement_interval, improvement_p_value, probability_of_improvement
+from experiments.evidence import Evidence
+from experiments.scores import Curve, final, last_half, shown
+from experiments.suites import SUITES, VARIANTS, task_label
+
+CONTROL = "none"
+ASIDE = (CONTROL, "none-terminal", "his-long", "none-long")  # controls, and runs of another length
+SCREENS = ("readings-screen", "ideas-screen")
+MIN_TASKS, MIN_SEEDS = 3, 3  # of the second round, for a variant to be said to beat HASAC
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A variant against HASAC with HIS's values, over the tasks that both ran."""
+
+    variant: str
+    runs: Mapping[str, tuple[int, int]]  # by task: of the variant, of the control
+    probability: tuple[float, float, float]  # P(a run of the variant ends above one of HASAC), 95 % interval
+    p_value: float  # of the exact permutation test
+    half: float  # the same probability for the mean of the second half
+    differences: Mapping[str, float]  # by task: difference of the mean final returns
+
+    def verdict(self, tried: int) -> str:
+        """Whether it beats HASAC, with `tried` variants in the same round."""
+        enough = len(self.runs) >= MIN_TASKS and min(map(min, self.runs.values())) >= MIN_SEEDS
+        _, low, high = self.probability
+        if not enough:
+            return "too few runs"
+        if self.p_value < 0.05 / tried and (low > 0.5 or high < 0.5):
+            return "**beats HASAC**" if low > 0.5 else "**is beaten**"
+        return "level"
+
+
+def outcome(variant: str, curves: Mapping[tuple[str, str], Sequence[Curve]]) -> Outcome | None:
+    """None where it has no task in common with the control."""
+    tasks = [task for task, name in curves if name == variant and (task, CONTROL) in curves]
+    if not tasks:
+        return None
+    ones, others, halves, differences, runs = [], [], [], {}, {}
+    for task in tasks:
+        mine, theirs = curves[task, variant], curves[task, CONTROL]
+        last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
+        ends = [np.array([final(curve, last) for curve in side]) for side in (mine, theirs)]
+        ones.append(ends[0])
+        others.append(ends[1])
+        halves.append([np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs)])
+        differences[task] = float(ends[0].mean() - ends[1].mean())
+        runs[task] = len(mine), len(theirs)
+    half = float(np.mean([probability_of_improvement(mine, theirs) for mine, theirs in halves]))
+    found = improvement_interval(ones, others)
+    return Outcome(variant, runs, found, improvement_p_value(ones, others), half, differences)
+
+
+def second_round(evidence: Evidence) -> str:
+    """A table of what ran of the suite `readings`, and what it says."""
+    curves = evidence.within("readings").curves
+    found = [each for name in VARIANTS if name not in ASIDE and (each := outcome(name, curves))]
+    if not found:
+        return "Round 2 has not run: `python -m experiments.run readings --variants his none` and the survivors."
+    tasks = [task for task in SUITES["readings"].groups[0].tasks if any(task in each.runs for each in found)]
+    head = ["variant", "runs", "P(ends above HASAC)", "p", "P, second half", *map(task_label, tasks), ""]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for each in sorted(found, key=lambda each: -each.probability[0]):
+        middle, low, high = each.probability
+        cells = [shown(each.differences[task]) if task in each.differences else "" for task in tasks]
+        numbers = sum(mine for mine, _ in each.runs.values()), sum(theirs for _, theirs in each.runs.values())
+        words = [each.variant, "{} and {}".format(*numbers), f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+        words += [f"{each.p_value:.2g}", f"{each.half:.2f}", *cells, each.verdict(len(found))]
+        lines.append(f"| {' | '.join(words)} |")
+    beating = [each.variant for each in found if "beats" in each.verdict(len(found))]
+    said = f"**{' and '.join(beating)}**" if beating else "**None of them**"
+    verb = "beat" if len(beating) > 1 else "beats"
+    return "\n".join(
+        [
+            "Round 2, fresh seeds (`python -m experiments.run readings`), sorted by the probability that a run ends"
+            " above one of HASAC with HIS's values (`--credit none`); by task the difference of the mean final"
+            " returns:",
+            "",
+            *lines,
+            "",
+            f"{said} clearly {verb} HASAC (the interval above 1/2, and the exact permutation test below"
+            f" 0.05 / {len(found)}, the number of variants here).",
+        ]
+    )
+
+
+def first_round(evidence: Evidence) -> str:
+    """The final returns of the screens, the best on the first task above."""
+    curves: dict[tuple[str, str], Sequence[Curve]] = {}
+    for suite in SCREENS:
+        curves |= evidence.within(suite).curves
+    tasks = [task for task in SUITES[SCREENS[0]].groups[0].tasks if any(key[0] == task for key in curves)]
+    if not tasks:
+        return "Round 1 has not run."
+    ends = {key: final(runs[0], int(runs[0].steps[-1])) for key, runs in curves.items()}
+    names = sorted({name for _, name in ends}, key=lambda name: [-ends.get((task, name), -np.inf) for task in tasks])
+    lines = [f"| variant | {' | '.join(map(task_label, tasks))} |", "|---" * (len(tasks) + 1) + "|"]
+    for name in names:
+        cells = [shown(ends[task, name]) if (task, name) in ends else "" for task in tasks]
+        label = {"his": "**HIS**", CONTROL: "**HASAC (`--credit none`)**"}.get(name, name)
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "Round 1, the screens: final return, one seed, finished runs only (`python -m experiments.run"
+            " readings-screen` and `ideas-screen`; what each is: [docs](../docs/experiments.md#variants)). One run"
+            " each: small differences mean nothing, and the best of many is too good.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def text(evidence: Evidence) -> str:
+    """Both rounds."""
+    small = (
+        "Which reading of the paper, or which change of HIS, beats HASAC with HIS's values? Two hidden layers of 128,"
+        " batches of 256, 500,000 steps. What the first round showed and why:"
+        " [README](README.md#readings-study-first-runs)."
+    )
+    return "\n\n".join([small, second_round(evidence), first_round(evidence)])

@@ -1,0 +1,124 @@
+"""`experiments.studies` on runs made by hand: who beats HASAC, and that chance seldom does."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from experiments import report, studies
+from experiments.evidence import Evidence, name_in_results
+from experiments.scores import Curve
+from experiments.suites import SUITES, expand
+
+TASKS = SUITES["readings"].groups[0].tasks
+NAMES = {(run.scenario, run.variant): name_in_results(run) for run in expand(SUITES["readings"])}
+STEPS = np.array([250_000, 400_000, 500_000])
+
+
+def evidence(ends: dict[tuple[str, str, int], float]) -> Evidence:
+    """Runs by (task, variant, seed), straight from their final return."""
+    curves: dict[tuple[str, str], list[Curve]] = {}
+    for (task, variant, seed), end in ends.items():
+        name = NAMES[task, variant]
+        curve = Curve(task, name, seed, STEPS, np.array([end - 2, end - 1, end]), 500_000, True)
+        curves.setdefault((task, name), []).append(curve)
+    return Evidence(curves, [], {}, "", {}, {})
+
+
+def ends_of(shifts: dict[str, float], tasks: Sequence[str], seeds: tuple[int, ...] = (11, 12, 13)) -> dict:
+    """Returns of `none` 0, 1, 2 by seed, of another variant as much higher as it is shifted; task i times 10**i."""
+    return {
+        (task, variant, seed): 10.0**i * (seed - 11 + shift)
+        for i, task in enumerate(tasks)
+        for variant, shift in ({"none": 0.0} | shifts).items()
+        for seed in seeds
+    }
+
+
+def row(text: str, variant: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {variant} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_within_a_suite_runs_have_its_names_and_seeds() -> None:
+    given = evidence(ends_of({"his": 1.0}, TASKS[:1]) | {(TASKS[0], "his", 1): 9.0})
+    papers = {(TASKS[0], "none"): list(given.curves.values())[0][:1]}
+    given = dataclasses.replace(given, curves={**given.curves, **papers})
+    within = given.within("readings").curves
+    assert set(within) == {(TASKS[0], "his"), (TASKS[0], "none")}
+    assert [curve.seed for curve in within[TASKS[0], "his"]] == [11, 12, 13]
+    assert len(within[TASKS[0], "none"]) == 3, "a run with the paper's networks is none of them"
+    assert [curve.seed for curve in given.within("readings-screen").curves[TASKS[0], "his"]] == [1]
+
+
+def test_who_beats_hasac() -> None:
+    shifts = {"idea-half": 5.0, "his": -5.0, "coef-half": 0.1}
+    text = studies.second_round(evidence(ends_of(shifts, list(TASKS))))
+    assert row(text, "idea-half")[1:3] == ["15 and 15", "1.00 [1.00, 1.00]"]
+    assert row(text, "idea-half")[-1] == "**beats HASAC**" and row(text, "his")[-1] == "**is beaten**"
+    assert row(text, "coef-half")[-1] == "level"
+    assert row(text, "idea-half")[5] == "5.00" and row(text, "idea-half")[6] == "50.0"
+    order = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert order == ["idea-half", "coef-half", "his"]
+    assert "**idea-half** clearly beats HASAC" in text and "0.05 / 3" in text
+
+
+def test_by_hand_on_one_task() -> None:
+    """Seeds 11 to 13 end at 0, 1, 2, the variant's at 0.5, 1.5, 2.5: 6 of 9 pairs are above."""
+    found = studies.outcome("his", evidence(ends_of({"his": 0.5}, TASKS[:1])).within("readings").curves)
+    assert found is not None
+    assert found.probability[0] == pytest.approx(6 / 9) and found.half == pytest.approx(6 / 9)
+    assert found.differences == {TASKS[0]: pytest.approx(0.5)} and found.runs == {TASKS[0]: (3, 3)}
+    assert found.p_value == pytest.approx(0.7)  # U = 6 of 9: P(U >= 6) = 7 / 20
+
+
+@pytest.mark.parametrize("tasks, seeds", [(2, (11, 12, 13)), (5, (11, 12))])
+def test_too_few_runs_beat_nobody(tasks: int, seeds: tuple[int, ...]) -> None:
+    text = studies.second_round(evidence(ends_of({"his": 50.0}, list(TASKS[:tasks]), seeds)))
+    assert row(text, "his")[-1] == "too few runs" and "**None of them** clearly beats HASAC" in text
+
+
+def test_the_best_of_many_does_not_win_by_chance() -> None:
+    """30 studies of ten variants that are HASAC in disguise: at most two may find a winner."""
+    rng, winners = np.random.default_rng(1), 0
+    variants = [name for name in SUITES["readings"].groups[0].variants if name.startswith("idea-")][:10]
+    for _ in range(30):
+        ends = {key: float(rng.normal()) for key in ends_of(dict.fromkeys(variants, 0.0), list(TASKS[:3]))}
+        winners += "**beats HASAC**" in studies.second_round(evidence(ends))
+    assert len(variants) == 10 and winners <= 2
+
+
+def test_without_runs_it_says_how_to_make_them() -> None:
+    assert "has not run: `python -m experiments.run readings" in studies.second_round(evidence({}))
+    assert studies.first_round(evidence({})) == "Round 1 has not run."
+
+
+def test_the_screen_is_sorted_and_has_finished_runs_only() -> None:
+    ends = {"his": -47.0, "none": -38.0, "idea-half": -37.0}
+    given = evidence({(TASKS[0], name, 1): end for name, end in ends.items()})
+    lines = [line for line in studies.first_round(given).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0].strip("| *") for line in lines[1:]] == ["idea-half", "HASAC (`--credit none`)", "HIS"]
+    assert lines[1] == "| idea-half | -37.0 |"
+
+
+def test_a_claim_is_tried_with_small_networks_too() -> None:
+    small = {run.variant: name_in_results(run) for run in expand(SUITES["ablations"], tasks=["HalfCheetah-6x1"])}
+    curves = {}
+    for variant, end in (("his", 10.0), ("no-bc", 4.0), ("M5", 12.0)):
+        lines = [
+            Curve("HalfCheetah-6x1", small[variant], seed, STEPS, np.array([0, end, end]) + seed, 500_000, True)
+            for seed in (1, 2, 3)
+        ]
+        curves["HalfCheetah-6x1", small[variant]] = lines
+    given = Evidence(curves, [], {}, "", {}, {"HalfCheetah-6x1": 0.0})
+    found = {}
+    for one in report.CLAIMS:
+        for cell in report.small_cells(one, given):
+            found.setdefault((cell.pair, type(one.rule).__name__), []).append((cell.task, cell.side, cell.said))
+    few = "too few runs ({})".format
+    assert found["his against no-bc", "Ahead"] == [("HalfCheetah-6x1", "for", few("for the claim so far"))]
+    # The paper has M = 1 on this task: HIS is what M = 5 is held against.
+    assert found["M5 against M1", "Ahead"] == [("HalfCheetah-6x1", "for", few("for the claim so far"))]
+    assert {pair for pair, _ in found} == {"his against no-bc", "M5 against M1", "M1 against M5"}
+    assert report.so_far([cell for one in report.CLAIMS for cell in report.small_cells(one, given)]).count("*") == 2
