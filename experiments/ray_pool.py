@@ -6,6 +6,7 @@ there and hands back its exit status. An actor that is lost, with its node or al
 restarted from its last checkpoint wherever a CPU is free, and never before the old process has let go of the lock.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ def connect(address: str) -> int:
         if port.isdigit():  # where nobody listens Ray would wait for a minute and end this process
             socket.create_connection((host, int(port)), timeout=10).close()
         environment = {"env_vars": {"PYTHONPATH": processes.environment(os.environ)["PYTHONPATH"]}}
-        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
         cpus = int(ray.cluster_resources().get("CPU", 0))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -93,8 +94,9 @@ class RemoteProcess:
     def __init__(self, command: Sequence[str], log: Path, lock_path: Path) -> None:
         import ray  # pyright: ignore[reportMissingImports]
 
-        self.ray, self.returncode = ray, None
-        self.actor: Any = ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Worker).remote()
+        self.ray: Any = ray
+        self.returncode: int | None = None
+        self.actor: Any = self.ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Worker).remote()
         self.up = self.actor.ready.remote()
         self.result = self.actor.run.remote(list(command), str(log), str(lock_path))
 

@@ -116,6 +116,7 @@ def submit(
     """Submit what is neither finished nor queued, at most `parallel` tasks at a time, and say under which ids."""
     try:
         import submitit  # pyright: ignore[reportMissingImports]
+        import submitit.core.utils  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise folders.SuiteError("--backend slurm: pip install -e '.[slurm]' (no package submitit)") from error
     place = runs_dir / "slurm"

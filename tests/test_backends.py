@@ -1,11 +1,13 @@
 """The runner of suites on a small Ray cluster, one node of which is killed, and on a Slurm that is a few scripts."""
 
+import fcntl
 import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,15 @@ def test_a_missing_package_is_named_and_nothing_is_created(
 # ---- Ray
 
 
+@pytest.fixture
+def only_ray_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`--ray-address auto` finds any cluster of this machine, that of a test beside it, too."""
+    with open(tmp_path_factory.getbasetemp().parent / "ray.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.usefixtures("only_ray_test")
 def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
     """Two nodes with a CPU each; one dies with a run on it. Nothing is lost, nothing runs twice."""
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start its nodes
@@ -113,6 +124,7 @@ def test_a_suite_survives_the_death_of_a_ray_node(tmp_path: Path) -> None:
         cluster.shutdown()
 
 
+@pytest.mark.usefixtures("only_ray_test")
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
 def test_no_ray_cluster_is_one_line(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
