@@ -127,8 +127,7 @@ def text(evidence: Evidence) -> str:
     """Both rounds."""
     small = (
         "Which reading of the paper, or which change of HIS, beats HASAC with HIS's values? Two hidden layers of 128,"
-        " batches of 256, 500,000 steps; that they show what the paper's networks show was checked on simple_spread with"
-        " seed 1 only. What the first round showed and why:"
-        " [README](README.md#readings-study-first-runs)."
+        " batches of 256, 500,000 steps; that they show what the paper's networks show was checked on simple_spread"
+        " with seed 1 only. What the first round showed and why: [README](README.md#readings-study-first-runs)."
     )
     return "\n\n".join([small, second_round(evidence), first_round(evidence)])
