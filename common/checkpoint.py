@@ -183,7 +183,9 @@ def fill(target: Any, saved: Any, path: Path) -> None:
     """target.load_state_dict(saved), of a module or a run; CheckpointError where what `path` held does not fit it."""
     try:
         target.load_state_dict(saved)
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split("\n\t")[-1].split())
         raise CheckpointError(
             f"{path}: does not fit the run's config.json and this version of the script"

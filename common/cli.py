@@ -121,13 +121,24 @@ def _saved_args(args_type: type[ArgsT], presets: Mapping[str, Any], flag: str, f
             raise ValueError(f"scenario {saved['scenario']}, must be one of {', '.join(presets)}")
         hints = get_type_hints(args_type)
         for name, value in saved.items():
-            if not isinstance(value, {int: int, float: (float, int), bool: bool, str: str}.get(hints[name], object)):
+            if not _fits(value, hints[name]):
                 raise ValueError(f"{name} is {value!r}")
         return args_type(**{**_from_json(args_type, saved), "resume": "", "evaluate": ""})
     except OSError as error:
         raise UsageError(f"{flag} {folder}: no run there: cannot read config.json: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{flag} {folder}: its config.json does not fit this script: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a JSON file is of a field's type; types unknown here pass."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return hint not in (bool, str) or isinstance(value, hint)
 
 
 def _from_json(args_type: type, values: dict[str, Any]) -> dict[str, Any]:

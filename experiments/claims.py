@@ -119,20 +119,20 @@ CLAIMS: Sequence[Claim] = (
         "section 5.1", Sooner(), (*MAMUJOCO, *BIDEXHANDS), _HARL, suites=("fig4", "fig5"),
     ),
     Claim(
-        "It is more sample efficient on the hands than PPO, too.",
+        "On the hands HIS is more sample efficient than PPO, too.",
         "section 5.2", Sooner(), tuple(BIDEXHANDS), ("ppo",), suites=("fig4",),
     ),
     Claim(
-        "It is steadier than they are on MAMuJoCo and the hands, too.",
+        "On MAMuJoCo and the hands HIS is steadier than HASAC, HATRPO, HAPPO and MAPPO, too.",
         "section 5.2", Ahead("unsteadiness"), (*MAMUJOCO, *BIDEXHANDS), _HARL, suites=("fig4", "fig5"),
     ),
     Claim(
-        "Shapley values in place of every Q (SQDDPG) make training slower: HIS has the higher mean return in the second"
-        " half of the steps (our measure).",
+        "Shapley values in place of every Q (SQDDPG) harm the speed of training. The paper runs no SQDDPG and may mean"
+        " time; our measure: HIS has the higher mean return over the second half of the same steps.",
         "section 4.2", Ahead("last half"), ("simple_spread",), ("sqddpg",), suites=("baselines",),
     ),
     Claim(
-        "They make it less steady than HIS is.",
+        "Shapley values in place of every Q (SQDDPG) harm its stability (our measure: HIS is steadier).",
         "section 4.2", Ahead("unsteadiness"), ("simple_spread",), ("sqddpg",), suites=("baselines",),
     ),
     Claim(

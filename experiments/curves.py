@@ -345,11 +345,16 @@ class CurvesError(Exception):
 
 
 def runs_below(folders: Sequence[Path]) -> list[Path]:
-    """Run folders as they are; of another folder, as that of a suite, all runs in it, however deep."""
+    """Run folders as they are; of another folder, as that of a suite, all runs in it, however deep, but no branches."""
     found: list[Path] = []
     for folder in folders:
         below = [] if (folder / "config.json").exists() else sorted(folder.rglob("config.json"))
-        found += [config.parent for config in below] or [folder]
+        for config in below:
+            if '"branched"' in config.read_text():  # by experiments.branch, which puts it beside its run
+                print(f"left out, a branch: {config.parent}", file=sys.stderr)
+            else:
+                found.append(config.parent)
+        found += [] if below else [folder]
     return found
 
 

@@ -38,12 +38,15 @@ class Evidence:
         return self.curves.get((task, "his"), ()) if same else ()
 
     def within(self, suite: str) -> "Evidence":
-        """The same with nothing but the runs of a suite, filed under its names for them, whatever its settings."""
-        names = {(run.scenario, name_in_results(run), run.seed): run.variant for run in expand(SUITES[suite])}
+        """The same with nothing but the runs of a suite, of its settings and length, filed under its names for them."""
+        names = {
+            (run.scenario, name_in_results(run), run.seed, run.total_steps): run.variant
+            for run in expand(SUITES[suite])
+        }
         curves: dict[tuple[str, str], list[Curve]] = {}
         for (task, variant), found in self.curves.items():
             for curve in found:
-                if name := names.get((task, variant, curve.seed)):
+                if name := names.get((task, variant, curve.seed, curve.total)):
                     curves.setdefault((task, name), []).append(curve)
         return dataclasses.replace(self, curves=curves)
 

@@ -214,9 +214,10 @@ def scenario_of(argv: Sequence[str]) -> str:
     for flag in ("--resume", "--evaluate"):
         if flag in given:
             try:
-                return json.loads((Path(given[flag]) / "config.json").read_text())["args"]["scenario"]
+                found = json.loads((Path(given[flag]) / "config.json").read_text())["args"]["scenario"]
             except (OSError, ValueError, KeyError, TypeError):
-                return next(iter(TASKS))  # what is wrong with the folder is for any script to say
+                found = None
+            return str(found) if str(found) in TASKS else next(iter(TASKS))  # any script says what is wrong with it
     return given.get("--scenario", "")
 
 

@@ -269,7 +269,8 @@ def runs_for(claim: Claim) -> list[Run]:
     found: dict[str, Run] = {}
     for suite in claim.suites:
         variants = [v for g in SUITES[suite].groups for v in g.variants if v in (claim.ours, *claim.others)]
-        found |= {run.name: run for run in expand(SUITES[suite], tasks=claim.tasks, variants=variants)}
+        runs = expand(SUITES[suite], MIN_RUNS, tasks=claim.tasks, variants=variants)
+        found |= {run.name: run for run in runs}
     return list(found.values())
 
 
@@ -329,11 +330,11 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 | undecided | runs enough, but the intervals do not decide |
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |
-| comparisons so far | pairs of variants on a task that have runs, by the side that their interval is on; *: fewer than {MIN_RUNS} runs a side, which decides nothing; "small networks": at the scale of the suite `ablations`, which decides nothing either |
+| comparisons so far | pairs of variants on a task by what the claim's rule says of them: for, against, or open (the interval holds 0, or the sharper test is not sure); *: fewer than {MIN_RUNS} runs a side, which decides nothing; "small networks": at the scale of the suite `ablations`, which decides nothing either; pairs with a single run on a side are left out |
 
 The paper names no step counts; the full budget of a task is that of HARL's HASAC (docs/experiments.md). Costs at full
 scale are from [calibration.json](calibration.json) ({{calibrated}}) and, of kinds that are not in it, from the wall time of
-finished runs here; "about": runs of kinds that were not measured count like the mean of the measured ones beside them.
+finished runs here (on several machines, some with `--matmul-precision medium`, up to 1.7 times as fast); "about": runs of kinds that were not measured count like the mean of the measured ones beside them.
 [docs/reproduce.md](../docs/reproduce.md) has the commands.
 """  # noqa: E501
 
@@ -376,8 +377,7 @@ def so_far(cells: Sequence[Cell]) -> str:
     words: Counter[str] = Counter()
     for cell in cells:
         if not cell.single:
-            side = {"open": "level", "for": "for", "against": "against"}[cell.side]
-            words[side if cell.enough else side + "*"] += 1
+            words[cell.side if cell.enough else cell.side + "*"] += 1
     return ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
 
 
@@ -416,6 +416,8 @@ def section(
         nothing = "" if small else " nothing ran yet."
         lines += [f"With small networks ({wording}; it counts for no verdict):{nothing}", ""]
         lines += cells_table(small) if small else []
+        if small and isinstance(claim.rule, (Fails, Alike)):
+            lines += ["What untrained policies earn is that of the paper's networks, here too.", ""]
     lines.append(f"**{verdict}**")
     if total.runs:
         commands = [command(suite, claim) for suite in claim.suites]
@@ -430,7 +432,8 @@ def command(suite: str, claim: Claim) -> str:
     tasks = [task for task in claim.tasks if any(task in group.tasks for group in groups)]
     variants = [v for v in (claim.ours, *claim.others) if any(v in group.variants for group in groups)]
     chosen = ["--tasks", *tasks] if set(tasks) != {task for group in groups for task in group.tasks} else []
-    return " ".join(["python -m experiments.run", suite, *chosen, "--variants", *variants])
+    seeds = [] if min(len(group.seeds) for group in groups) >= MIN_RUNS else ["--seeds", str(MIN_RUNS)]
+    return " ".join(["python -m experiments.run", suite, *chosen, "--variants", *variants, *seeds])
 
 
 def runs_table(evidence: Evidence) -> str:

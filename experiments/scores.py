@@ -90,11 +90,12 @@ def changes(config: Mapping[str, Any], variant: str, settings: Settings | None =
         name = args.get("run_name", "")
         return [f"run_name={name}"] if name and name not in VARIANTS else []
     expected = {**asdict(Readings()), **OURS, **paper_values(task), **(settings or {})}
-    fitted = schedule(args.get("total_timesteps", 10**7))  # a short run may have what a suite gives it, too
+    if settings is not None:  # of a suite, which shortens the warm-up of short runs
+        fitted = schedule(args.get("total_timesteps", 10**7))
+        expected |= {name: value for name, value in fitted.items() if name in expected}
     variant = variant.removesuffix("-isaacgym")
     expected |= settings_of(variant, task) if variant in VARIANTS else {}
-    allowed = {name: (value, fitted.get(name, value)) for name, value in expected.items()}
-    different = {name: args[name] for name in expected if name in args and _plain(args[name]) not in allowed[name]}
+    different = {name: args[name] for name, value in expected.items() if name in args and _plain(args[name]) != value}
     return [f"{name}={value}" for name, value in different.items()]
 
 

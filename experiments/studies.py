@@ -82,6 +82,8 @@ def second_round(evidence: Evidence) -> str:
         lines.append(f"| {' | '.join(words)} |")
     beating = [each.variant for each in found if "beats" in each.verdict(len(found))]
     said = f"**{' and '.join(beating)}**" if beating else "**None of them**"
+    complete = len({(frozenset(each.runs.items())) for each in found}) == 1
+    provisional = "" if complete else "; provisional: not all have the same runs yet"
     verb = "beat" if len(beating) > 1 else "beats"
     return "\n".join(
         [
@@ -92,7 +94,7 @@ def second_round(evidence: Evidence) -> str:
             *lines,
             "",
             f"{said} clearly {verb} HASAC (the interval above 1/2, and the exact permutation test below"
-            f" 0.05 / {len(found)}, the number of variants here).",
+            f" 0.05 / {len(found)}, the number of variants here{provisional}).",
         ]
     )
 

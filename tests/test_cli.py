@@ -192,7 +192,20 @@ def test_config_that_does_not_fit(run: Path, content: str, capsys: pytest.Captur
     assert error_of(capsys, "--resume", str(run)).startswith(f"--resume {run}: its config.json does not fit")
 
 
-@pytest.mark.parametrize("name, value", [("scenario", "bee"), ("seed", "7"), ("gamma", None), ("capture_video", 1)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("scenario", "bee"),
+        ("seed", "7"),
+        ("seed", True),
+        ("gamma", None),
+        ("capture_video", 1),
+        ("mode", "odd"),
+        ("hidden", [64, "32"]),
+        ("hidden", [64.5, 32]),
+        ("hidden", "64"),
+    ],
+)
 def test_config_with_a_value_that_does_not_fit(
     run: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

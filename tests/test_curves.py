@@ -57,6 +57,9 @@ def test_a_folder_of_runs_stands_for_all_of_them(
     """Baselines lie a level deeper, and the hands one more."""
     make_run(tmp_path / "suite/his_mamujoco/HalfCheetah-6x1/seed1", "his", 1, {100: [1.0]})
     make_run(tmp_path / "suite/hasac/mamujoco/HalfCheetah-6x1/seed1", "none", 1, {100: [2.0]})
+    branched = make_run(tmp_path / "suite/his_mamujoco/HalfCheetah-6x1/seed1-b", "none", 1, {100: [9.0]})
+    config = json.loads((branched / "config.json").read_text())
+    (branched / "config.json").write_text(json.dumps(config | {"branched": {"checkpoint": "x"}}))
     (tmp_path / "suite/logs").mkdir()
     printed = run_curves(monkeypatch, capsys, tmp_path / "suite", "--out", tmp_path / "out", "--steps", 100)
     assert "| HIS | **1.00**" in printed and "| HASAC (`--credit none`) | **2.00**" in printed
@@ -218,16 +221,19 @@ def test_values_that_are_not_the_papers_are_named(
     plain, changed = (make_run(tmp_path / name, "his", 1, {100: [1.0]}) for name in "ab")
     config = json.loads((changed / "config.json").read_text())
     config["args"] |= {"batch_size": 500, "hidden_sizes": [256, 256], "floor": "none", "total_timesteps": 20_000}
-    config["args"] |= {"warmup_steps": 2000}  # goes with so short a run
+    config["args"] |= {"warmup_steps": 2000}  # as a suite gives it to so short a run
     (changed / "config.json").write_text(json.dumps(config))
-    direct = make_run(tmp_path / "c", "his", 2, {100: [1.0]})  # as without a suite, whatever its length
+    direct = make_run(tmp_path / "c", "his", 2, {100: [1.0]})  # the paper's warm-up, in a run as short as that
     config = json.loads((direct / "config.json").read_text())
     config["args"] |= {"warmup_steps": 10_000, "total_timesteps": 20_000}
     (direct / "config.json").write_text(json.dumps(config))
     printed = run_curves(monkeypatch, capsys, plain, changed, direct, "--out", tmp_path / "out", "--steps", 100)
-    assert "| HIS | **1.00** (1.00, 1.00) |" in printed and "| HIS, floor=none, batch_size=500 |" in printed
+    assert (
+        "| HIS | **1.00** (1.00, 1.00) |" in printed
+        and "| HIS, floor=none, warmup_steps=2000, batch_size=500 |" in printed
+    )
     runs = scores.from_results(tmp_path / "out")
-    assert [curve.variant for curve in runs] == ["his", "his floor=none batch_size=500", "his"]
+    assert [curve.variant for curve in runs] == ["his", "his floor=none warmup_steps=2000 batch_size=500", "his"]
 
 
 def test_a_named_run_of_a_baseline_keeps_its_name(
@@ -249,7 +255,7 @@ def test_values_that_all_runs_share_stand_in_the_title(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """... and HIS is compared with HASAC of the same values only."""
-    small = {"batch_size": 256, "hidden_sizes": [128, 128], "total_timesteps": 20_000, "warmup_steps": 2000}
+    small = {"batch_size": 256, "hidden_sizes": [128, 128], "total_timesteps": 200_000}
     folders = []
     for credit, seed, end in ((c, s, e) for c, e in (("his", 5.0), ("none", 3.0)) for s in (1, 2, 3)):
         folders.append(make_run(tmp_path / f"{credit}{seed}", credit, seed, {100: [1.0], 200: [end + 0.1 * seed]}))

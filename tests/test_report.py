@@ -279,6 +279,8 @@ def test_the_suites_of_a_claim_have_its_runs(number: int) -> None:
     assert wanted and wanted <= there and there <= wanted
     full = {run.total_steps for run in runs_for(one)} <= {TASKS[task].steps for task in one.tasks}
     assert full == (one.suites != ("baselines",))
+    assert all(len({run.seed for run in runs_for(one) if run.scenario == task}) == 5 for task in one.tasks)
+    assert ("--seeds 5" in report.command(one.suites[0], one)) == (one.suites == ("baselines",))
 
 
 def test_the_tests_that_decide_exist() -> None:

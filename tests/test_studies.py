@@ -49,6 +49,9 @@ def test_within_a_suite_runs_have_its_names_and_seeds() -> None:
     assert set(within) == {(TASKS[0], "his"), (TASKS[0], "none")}
     assert [curve.seed for curve in within[TASKS[0], "his"]] == [11, 12, 13]
     assert len(within[TASKS[0], "none"]) == 3, "a run with the paper's networks is none of them"
+    longer = dataclasses.replace(given.curves[TASKS[0], NAMES[TASKS[0], "his"]][0], total=2_000_000)
+    other = dataclasses.replace(given, curves={(TASKS[0], longer.variant): [longer]})
+    assert other.within("readings").curves == {}, "a longer run is none of the suite"
     assert [curve.seed for curve in given.within("readings-screen").curves[TASKS[0], "his"]] == [1]
 
 
@@ -61,7 +64,9 @@ def test_who_beats_hasac() -> None:
     assert row(text, "idea-half")[5] == "5.00" and row(text, "idea-half")[6] == "50.0"
     order = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert order == ["idea-half", "coef-half", "his"]
-    assert "**idea-half** clearly beats HASAC" in text and "0.05 / 3" in text
+    assert "**idea-half** clearly beats HASAC" in text and "0.05 / 3" in text and "provisional" not in text
+    some = ends_of({"idea-half": 5.0}, list(TASKS)) | ends_of({"his": -5.0}, TASKS[:1])
+    assert "provisional" in studies.second_round(evidence(some))
 
 
 def test_by_hand_on_one_task() -> None:
