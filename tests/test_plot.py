@@ -398,11 +398,8 @@ def test_scores_of_a_curve() -> None:
 
 def test_coverage_of_steps_and_profile_by_simulation() -> None:
     """Median steps to a level (exponential), and a point of the profile over three tasks (normal scores)."""
-    rng, trials, hits = (
-        np.random.default_rng(0),
-        300,
-        {(n, kind): 0 for n in (3, 5, 20) for kind in ("steps", "profile")},
-    )
+    rng, trials = np.random.default_rng(0), 300
+    hits = {(runs, kind): 0 for runs in (3, 5, 20) for kind in ("steps", "profile")}
     for runs in (3, 5, 20):
         for trial in range(trials):
             _, low, high = steps_interval(rng.exponential(size=runs))
