@@ -500,7 +500,7 @@ def update_actors(
             q = min_q(critic, batch.state, joint)
             terms = {"main": -(q - alpha[agent] * sample.log_prob).mean()}  # Eq. (10), first term
             if args.credit == "local":  # READING 11: the Shapley value in place of Q
-                terms["main"] = terms["main"] + (q - credit.of(joint, agent)).mean()
+                terms["main"] = -(credit.of(joint, agent) - alpha[agent] * sample.log_prob).mean()
             elif args.credit != "none":
                 terms["history"], info = credit.loss(agent, policies[agent], sample, joint)  # Eq. (10), second term
                 metrics |= {f"{key}_{agent}": value for key, value in info.items()}

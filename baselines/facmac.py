@@ -103,7 +103,7 @@ class Args(benchmarks.BenchmarkArgs):
     mixing_dim: int = 64
     """H, hidden units of the mixing network"""
     hypernet_dim: int = 64
-    """hidden units of the networks that make the mixing network's weights of the state"""
+    """hidden units of the networks that make the mixing network's weights of the state; 0: linear maps make them"""
     mixer: Literal["qmix", "nonmonotonic"] = "qmix"
     """qmix: Q_tot is monotone in each utility; nonmonotonic: weights of either sign (an ablation of the paper)"""
     share_param: bool = True
@@ -122,19 +122,28 @@ class Args(benchmarks.BenchmarkArgs):
     """standard deviation of the normal noise on actions after the warm-up; an action beyond [-1, 1] is clipped"""
     train_interval: int = 1
     """vector steps between two rounds of updates"""
-    update_per_train: int = 1
-    """updates per vector step, made up for at the round"""
+    update_per_train: float = 1
+    """updates per vector step, made up for at the round (at least one a round)"""
 
 
 # The authors' code has six partitions of MAMuJoCo and one set of values for all, the defaults above; its agents see
-# their own joints. It has none of the MPE tasks: that the same values serve there is a guess (docs/baselines.md).
+# their own joints. It has none of the three MPE tasks: these get its values for the particle task that it has, predator
+# and prey, episodes of 25 steps as well, as far as an actor without memory has them (docs/baselines.md): minibatches of
+# 32 episodes from the newest 5000, an update an episode from the 32nd on.
 TASKS: dict[str, Sequence[str]] = {
     "mpe": tuple(benchmarks.NUM_AGENTS["mpe"]),
     "mamujoco": "HalfCheetah-2x3 HalfCheetah-6x1 Ant-2x4 Ant-4x2 Walker2d-2x3 ManyAgentSwimmer-10x2".split(),
 }
+PARTICLE_VALUES = dict(
+    warmup_steps=32 * 25, learning_starts=31 * 25, buffer_size=5000 * 25, batch_size=32 * 25,
+    train_interval=25, update_per_train=1 / 25,
+    gamma=0.85, hidden_sizes=(64, 64), hypernet_dim=0, actor_lr=1e-2, critic_lr=1e-2,
+)  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     scenario: values
-    for scenario, values in benchmarks.presets({"mamujoco": dict(obs_mode="joints")}, {}).items()
+    for scenario, values in benchmarks.presets(
+        {"mamujoco": dict(obs_mode="joints"), "mpe": PARTICLE_VALUES}, {}
+    ).items()
     if any(scenario in scenarios for scenarios in TASKS.values())
 }
 # Smallest and largest value of each number; None is open.
@@ -142,11 +151,11 @@ POSITIVE = (1e-12, None)
 LIMITS: dict[str, tuple[float | None, float | None]] = benchmarks.LIMITS | {
     **dict.fromkeys(
         "total_timesteps num_envs torch_threads eval_every eval_episodes eval_envs log_every save_every batch_size "
-        "n_step hidden_sizes mixing_dim hypernet_dim train_interval update_per_train".split(),
+        "n_step hidden_sizes mixing_dim train_interval".split(),
         (1, None),
     ),
-    **dict.fromkeys(("actor_lr", "critic_lr", "adam_eps", "max_grad_norm"), POSITIVE),
-    **dict.fromkeys(("seed", "warmup_steps", "learning_starts", "action_reg", "exploration_noise"), (0, None)),
+    **dict.fromkeys(("actor_lr", "critic_lr", "adam_eps", "max_grad_norm", "update_per_train"), POSITIVE),
+    **dict.fromkeys("seed hypernet_dim warmup_steps learning_starts action_reg exploration_noise".split(), (0, None)),
     **dict.fromkeys(("gamma", "tau"), (0, 1)),
     "buffer_size": (1, None),
 }
@@ -225,9 +234,10 @@ class Mixer(nn.Module):
     def __init__(self, num_agents: int, state_dim: int, args: Args):
         super().__init__()
         self.num_agents, self.monotone = num_agents, args.mixer == "qmix"
-        self.w1 = mlp([state_dim, args.hypernet_dim, num_agents * args.mixing_dim], nn.Identity())
+        hidden = [args.hypernet_dim] if args.hypernet_dim else []
+        self.w1 = mlp([state_dim, *hidden, num_agents * args.mixing_dim], nn.Identity())
         self.b1 = nn.Linear(state_dim, args.mixing_dim)
-        self.w2 = mlp([state_dim, args.hypernet_dim, args.mixing_dim], nn.Identity())
+        self.w2 = mlp([state_dim, *hidden, args.mixing_dim], nn.Identity())
         self.value = mlp([state_dim, args.mixing_dim, 1], nn.Identity())
 
     def forward(self, utilities: Tensor, state: Tensor) -> Tensor:
@@ -649,7 +659,7 @@ def act_and_store(run: Run) -> None:
     if progress.global_step >= min(args.learning_starts, args.warmup_steps):
         progress.vector_step += 1
         if progress.vector_step % args.train_interval == 0:
-            progress.pending_updates = args.train_interval * args.update_per_train
+            progress.pending_updates = max(1, round(args.train_interval * args.update_per_train))
     with run.profile("environment"):
         step = run.env.step(actions)
     progress.global_step += args.num_envs

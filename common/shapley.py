@@ -45,11 +45,14 @@ def exact_values(value: Value, ranks: Tensor, marginal: str) -> Tensor:
 def sampled_value(value: Value, ranks: Tensor, marginal: str, agent: int) -> Tensor:
     """Shapley value (B,) of one agent by the definition, from the permutations of `draw_ranks` (M, B, N).
 
-    Two evaluations a permutation; gradients flow through `value`. `marginal` as in `exact_values`.
+    Two evaluations a permutation, of which that without the agent does not depend on the agent's own action: gradients
+    flow through the other one only. `marginal` as in `exact_values`.
     """
     phi = torch.zeros(ranks.shape[1], device=ranks.device)
     for rank in ranks:
         phi = phi + value(rank <= rank[:, agent : agent + 1])
         if marginal == "difference":
-            phi = phi - value(rank < rank[:, agent : agent + 1])
+            with torch.no_grad():
+                without = value(rank < rank[:, agent : agent + 1])
+            phi = phi - without
     return phi / len(ranks)

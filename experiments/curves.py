@@ -383,7 +383,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], dict[str, Ro
         rows["_diagnostics"][settings["scenario"]] += [about | row for row in diagnostics(lines, total)]
         finished = folder / "finished.json"
         state = json.loads(finished.read_text()) if finished.exists() else None
-        runs.append({**about, "finished": state, **config})
+        nonfinite = state is None and (folder / "nonfinite_batch.pt").exists()  # it stopped by itself, with status 3
+        runs.append({**about, "finished": state, **({"nonfinite": True} if nonfinite else {}), **config})
         if (key := identity(runs[-1])) in places:
             raise CurvesError(f"{places[key]} and {folder} are the same task, algorithm and seed: name one of them")
         places[key] = folder

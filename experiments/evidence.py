@@ -11,11 +11,13 @@ import numpy as np
 
 from experiments import cost
 from experiments.scores import Curve, changes, from_results
-from experiments.suites import SUITES, Run, expand, paper_values, settings_of
+from experiments.suites import SUITES, Run, Suite, expand, paper_values, settings_of
 
 FIGURES = tuple(
     "fig2 fig3 fig4 fig5 fig6 fig7 fig8 mpe hands baselines ablations readings-screen ideas-screen readings".split()
 )
+
+MOST_SEEDS = 10  # of a suite, so that the seeds of two suites stay apart
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Evidence:
     calibrated: str
     updates: Mapping[str, Any]
     untrained: Mapping[str, float]
+    lost: Mapping[tuple[str, str], Sequence[Curve]] = dataclasses.field(default_factory=dict)  # stopped, not finite
 
     def of(self, task: str, variant: str) -> Sequence[Curve]:
         """Finished runs of a variant; of HIS where the variant sets what the paper has for the task anyway."""
@@ -38,17 +41,26 @@ class Evidence:
         return self.curves.get((task, "his"), ()) if same else ()
 
     def within(self, suite: str) -> "Evidence":
-        """The same with nothing but the runs of a suite, of its settings and length, filed under its names for them."""
-        names = {
-            (run.scenario, name_in_results(run), run.seed, run.total_steps): run.variant
-            for run in expand(SUITES[suite])
-        }
-        curves: dict[tuple[str, str], list[Curve]] = {}
-        for (task, variant), found in self.curves.items():
-            for curve in found:
-                if name := names.get((task, variant, curve.seed, curve.total)):
-                    curves.setdefault((task, name), []).append(curve)
-        return dataclasses.replace(self, curves=curves)
+        """The same with nothing but the runs of a suite, of its settings and length, filed under its names for them.
+
+        A suite with several seeds may have been run with more of them, which count on from its last (`--seeds`).
+        """
+        names: dict[tuple[str, str, int, int], str] = {}
+        for group in SUITES[suite].groups:
+            last = group.seeds[0] + MOST_SEEDS - 1 if len(group.seeds) > 1 else group.seeds[-1]
+            seeds = [*group.seeds, *range(group.seeds[-1] + 1, last + 1)]
+            for run in expand(Suite("", [dataclasses.replace(group, seeds=seeds)])):
+                names[run.scenario, name_in_results(run), run.seed, run.total_steps] = run.variant
+
+        def filed(given: Mapping[tuple[str, str], Sequence[Curve]]) -> dict[tuple[str, str], list[Curve]]:
+            curves: dict[tuple[str, str], list[Curve]] = {}
+            for (task, variant), found in given.items():
+                for curve in found:
+                    if name := names.get((task, variant, curve.seed, curve.total)):
+                        curves.setdefault((task, name), []).append(curve)
+            return curves
+
+        return dataclasses.replace(self, curves=filed(self.curves), lost=filed(self.lost))
 
 
 class ReportError(Exception):
@@ -58,6 +70,7 @@ class ReportError(Exception):
 def gather(results: Path) -> Evidence:
     """Read results/; ReportError where two folders hold the same run."""
     curves: dict[tuple[str, str], list[Curve]] = {}
+    lost: dict[tuple[str, str], list[Curve]] = {}
     runs: list[dict[str, Any]] = []
     places: dict[tuple[str, str, int], Path] = {}
     step_s: dict[tuple[str, str], list[float]] = {}
@@ -74,6 +87,8 @@ def gather(results: Path) -> Evidence:
             if key in places:
                 raise ReportError(f"{places[key]} and {path} both hold {' '.join(map(str, key))}: it would count twice")
             places[key] = path
+            if run.get("nonfinite"):
+                lost.setdefault((curve.task, curve.variant), []).append(curve)
             if curve.finished:
                 curves.setdefault((curve.task, curve.variant), []).append(curve)
                 seconds = run["finished"]["wall_s"] / run["finished"]["global_step"]
@@ -85,7 +100,7 @@ def gather(results: Path) -> Evidence:
     updates = json.loads((results / "variant_speed.json").read_text())["scenarios"]
     returns = json.loads((results / "untrained.json").read_text())["returns"]
     untrained = {task: float(np.mean(values)) for task, values in returns.items()}
-    return Evidence(curves, runs, rates, where, updates, untrained)
+    return Evidence(curves, runs, rates, where, updates, untrained, lost)
 
 
 # ---- kinds of run ----------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 The first round screens with one seed and decides nothing. The second has fresh seeds and tasks that the screening has
 not seen; a variant beats HASAC where both hold: the 95 % interval of the probability of improvement over tasks and
-seeds lies above 1/2, and the exact permutation test of that probability rejects at 0.05 / (number of variants tried),
-so that the best of many does not win by chance.
+seeds lies above 1/2, and the exact test that swaps the two runs of each seed rejects at 0.05 / (number of variants
+tried), so that the best of many does not win by chance. A run that stopped because something was not finite is the
+last of its task; it must not vanish, or its variant would be judged by the runs that it did not ruin.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,73 +12,87 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.stats import improvement_interval, improvement_p_value, probability_of_improvement
+from common.stats import improvement_interval, paired_p_value, probability_of_improvement
 from experiments.evidence import Evidence
 from experiments.scores import Curve, final, last_half, shown
-from experiments.suites import SUITES, VARIANTS, task_label
+from experiments.suites import CONTROLS, SUITES, VARIANTS, task_label
 
 CONTROL = "none"
-ASIDE = (CONTROL, "none-terminal", "his-long", "none-long")  # controls, and runs of another length
+LONG = ("his-long", "none-long")
+ASIDE = (CONTROL, *CONTROLS.values(), *LONG)
 SCREENS = ("readings-screen", "ideas-screen")
 MIN_TASKS, MIN_SEEDS = 3, 3  # of the second round, for a variant to be said to beat HASAC
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A variant against HASAC with HIS's values, over the tasks that both ran."""
+    """A variant against HASAC with HIS's values, over the tasks and seeds that both ran."""
 
     variant: str
-    runs: Mapping[str, tuple[int, int]]  # by task: of the variant, of the control
+    runs: Mapping[str, int]  # by task: seeds that both have
+    lost: int  # of these runs of the variant: stopped, not finite
     probability: tuple[float, float, float]  # P(a run of the variant ends above one of HASAC), 95 % interval
-    p_value: float  # of the exact permutation test
+    p_value: float  # of the exact paired test
     half: float  # the same probability for the mean of the second half
     differences: Mapping[str, float]  # by task: difference of the mean final returns
 
     def verdict(self, tried: int) -> str:
         """Whether it beats HASAC, with `tried` variants in the same round."""
-        enough = len(self.runs) >= MIN_TASKS and min(map(min, self.runs.values())) >= MIN_SEEDS
+        enough = len(self.runs) >= MIN_TASKS and min(self.runs.values()) >= MIN_SEEDS
         _, low, high = self.probability
         if not enough:
             return "too few runs"
         if self.p_value < 0.05 / tried and (low > 0.5 or high < 0.5):
             return "**beats HASAC**" if low > 0.5 else "**is beaten**"
-        return "level"
+        return "no difference shown"
 
 
-def outcome(variant: str, curves: Mapping[tuple[str, str], Sequence[Curve]]) -> Outcome | None:
-    """None where it has no task in common with the control."""
-    tasks = [task for task, name in curves if name == variant and (task, CONTROL) in curves]
-    if not tasks:
+def outcome(variant: str, evidence: Evidence) -> Outcome | None:
+    """Against its control; None where they have no task and seed in common."""
+    control = CONTROLS.get(variant, CONTROL)
+    ones, others, halves, differences, runs, lost = [], [], [], {}, {}, 0
+    for task in dict.fromkeys(task for task, name in [*evidence.curves, *evidence.lost] if name == variant):
+        sides = []
+        for name in (variant, control):
+            found = {curve.seed: None for curve in evidence.lost.get((task, name), ())}
+            sides.append(found | {curve.seed: curve for curve in evidence.curves.get((task, name), ())})
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        if not seeds:
+            continue
+        pairs = [[side[seed] for seed in seeds] for side in sides]
+        last = int(min([curve.steps[-1] for side in pairs for curve in side if curve], default=0))
+        end, half = (
+            [np.array([score(curve, last) if curve else -np.inf for curve in side]) for side in pairs]
+            for score in (final, last_half)
+        )
+        ones.append(end[0])
+        others.append(end[1])
+        halves.append(half)
+        lost += sum(curve is None for curve in pairs[0])
+        differences[task] = float(end[0].mean() - end[1].mean()) if np.isfinite(end).all() else float("nan")
+        runs[task] = len(seeds)
+    if not runs:
         return None
-    ones, others, halves, differences, runs = [], [], [], {}, {}
-    for task in tasks:
-        mine, theirs = curves[task, variant], curves[task, CONTROL]
-        last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
-        ends = [np.array([final(curve, last) for curve in side]) for side in (mine, theirs)]
-        ones.append(ends[0])
-        others.append(ends[1])
-        halves.append([np.array([last_half(curve, last) for curve in side]) for side in (mine, theirs)])
-        differences[task] = float(ends[0].mean() - ends[1].mean())
-        runs[task] = len(mine), len(theirs)
     half = float(np.mean([probability_of_improvement(mine, theirs) for mine, theirs in halves]))
     found = improvement_interval(ones, others)
-    return Outcome(variant, runs, found, improvement_p_value(ones, others), half, differences)
+    return Outcome(variant, runs, lost, found, paired_p_value(ones, others), half, differences)
 
 
 def second_round(evidence: Evidence) -> str:
     """A table of what ran of the suite `readings`, and what it says."""
-    curves = evidence.within("readings").curves
-    found = [each for name in VARIANTS if name not in ASIDE and (each := outcome(name, curves))]
+    evidence = evidence.within("readings")
+    found = [each for name in VARIANTS if name not in ASIDE and (each := outcome(name, evidence))]
     if not found:
         return "Round 2 has not run: `python -m experiments.run readings --variants his none` and the survivors."
     tasks = [task for task in SUITES["readings"].groups[0].tasks if any(task in each.runs for each in found)]
-    head = ["variant", "runs", "P(ends above HASAC)", "p", "P, second half", *map(task_label, tasks), ""]
+    head = ["variant", "pairs of runs", "P(ends above HASAC)", "p", "P, second half", *map(task_label, tasks), ""]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for each in sorted(found, key=lambda each: -each.probability[0]):
         middle, low, high = each.probability
-        cells = [shown(each.differences[task]) if task in each.differences else "" for task in tasks]
-        numbers = sum(mine for mine, _ in each.runs.values()), sum(theirs for _, theirs in each.runs.values())
-        words = [each.variant, "{} and {}".format(*numbers), f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
+        cells = ["" if task not in each.runs else shown_difference(each.differences[task]) for task in tasks]
+        name = each.variant + (f" (against {CONTROLS[each.variant]})" if each.variant in CONTROLS else "")
+        number = f"{sum(each.runs.values())}" + (f", {each.lost} stopped: not finite" if each.lost else "")
+        words = [name, number, f"{middle:.2f} [{low:.2f}, {high:.2f}]"]
         words += [f"{each.p_value:.2g}", f"{each.half:.2f}", *cells, each.verdict(len(found))]
         lines.append(f"| {' | '.join(words)} |")
     beating = [each.variant for each in found if "beats" in each.verdict(len(found))]
@@ -93,10 +108,30 @@ def second_round(evidence: Evidence) -> str:
             "",
             *lines,
             "",
-            f"{said} clearly {verb} HASAC (the interval above 1/2, and the exact permutation test below"
-            f" 0.05 / {len(found)}, the number of variants here{provisional}).",
+            f"{said} clearly {verb} HASAC (the interval above 1/2, and the exact test that swaps the two runs of a"
+            f" seed below 0.05 / {len(found)}, the number of variants here{provisional}).",
+            *longer(evidence),
         ]
     )
+
+
+def shown_difference(value: float) -> str:
+    """A difference of returns, or that a run has none."""
+    return shown(value) if np.isfinite(value) else "stopped"
+
+
+def longer(evidence: Evidence) -> list[str]:
+    """What the longer runs of the suite say, where both have run: lines to append."""
+    said = []
+    for task in SUITES["readings"].groups[1].tasks:
+        ends = []
+        for name in LONG:
+            curves = evidence.curves.get((task, name), ())
+            ends += [", ".join(shown(final(curve, int(curve.steps[-1]))) for curve in curves)] if curves else []
+        if len(ends) == len(LONG):
+            total = SUITES["readings"].groups[1].steps
+            said.append(f"{task_label(task)}, {total:,} steps: HIS ends at {ends[0]}, HASAC at {ends[1]}.")
+    return ["", *said] if said else []
 
 
 def first_round(evidence: Evidence) -> str:

@@ -105,19 +105,20 @@ VARIANTS: dict[str, Variant] = {
     "frequency-1": Variant({"policy_frequency": 1}),
     "coef-half": Variant({"credit_coef": 0.5}),
     "coef-1-n": Variant({"credit_coef": "1/n"}),
-    # Beyond the text (experiments/ideas.py); (c) alone, without the mixture, is LOCAL with --marginal value.
+    # Beyond the text (experiments/ideas.py). Teammates masked by a coalition in all of the first term's Q: "local".
     **{f"idea-{idea}": Variant({"idea": idea}, "experiments/ideas.py") for idea in IDEAS},
     "idea-capped-tenth": Variant({"idea": "capped", "idea_strength": 0.1}, "experiments/ideas.py"),
     "idea-relative-positive-tenth": Variant({"idea": "relative-positive", "credit_coef": 0.1}, "experiments/ideas.py"),
     "idea-recent": Variant({"idea": "recent", "idea_strength": 0.1}, "experiments/ideas.py"),
-    # At strength 2 nothing is left of the whole team's Q: as "masked", the absent (or the members) as in the buffer.
+    # At strength 2 nothing is left of the whole team's Q: as "local", the absent (or the members) as in the buffer.
     "idea-masked-history": Variant({"idea": "half-history", "idea_strength": 2.0}, "experiments/ideas.py"),
     "idea-masked-buffer": Variant({"idea": "half-buffer", "idea_strength": 2.0}, "experiments/ideas.py"),
-    "masked": Variant({"credit": "local", "marginal": "value"}),
-    # The control of "idea-terminal".
     "none-terminal": Variant({"idea": "terminal", "credit": "none"}, "experiments/ideas.py"),
+    "none-frequency-1": Variant({"credit": "none", "policy_frequency": 1}),
 }
-_IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["masked", "none-terminal"]
+# HASAC with the same change, where that changes HASAC, too.
+CONTROLS = {"idea-terminal": "none-terminal", "frequency-1": "none-frequency-1"}
+_IDEAS = [name for name in VARIANTS if name.startswith("idea-")] + ["local", "none-terminal"]
 READINGS = (
     "marginal-value floor-product floor-none below-literal below-hard no-bc bounds-0-1 bounds-wide geometric "
     "frequency-1 coef-half coef-1-n"
@@ -228,7 +229,7 @@ _FULL: dict[str, Suite] = {
     ),
     "readings-screen": Suite(
         "Readings of the unclear spots, first round: every reading inside the text, one seed, small networks",
-        [Group(_SCREENED, ["his", "none", *READINGS], (1,), 500_000, _SMALL)],
+        [Group(_SCREENED, ["his", "none", *READINGS, "none-frequency-1"], (1,), 500_000, _SMALL)],
     ),
     "ideas-screen": Suite(
         "Beyond the paper's text, first round: scale, gradient, baseline and age of the credit, as readings-screen",
@@ -237,7 +238,13 @@ _FULL: dict[str, Suite] = {
     "readings": Suite(
         "Readings and ideas, second round: fresh seeds, all tasks, two longer runs, small networks",
         [
-            Group(_ALL_SCREENED, ["his", "none", *READINGS, *_IDEAS], (11, 12, 13), 500_000, _SMALL),
+            Group(
+                _ALL_SCREENED,
+                ["his", "none", *READINGS, *_IDEAS, "none-frequency-1"],
+                (11, 12, 13),
+                500_000,
+                _SMALL,
+            ),
             Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000, _SMALL),
         ],
     ),

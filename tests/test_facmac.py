@@ -45,6 +45,7 @@ TINY: dict[str, Any] = dict(
     warmup_steps=200,
     learning_starts=100,
     train_interval=5,
+    update_per_train=1,
     batch_size=16,
     hidden_sizes=(16, 16),
     mixing_dim=8,
@@ -450,11 +451,24 @@ def test_presets_are_the_authors() -> None:
         num_envs=1,
         total_timesteps=2_000_000,
     )
+    particle: dict[str, Any] = dict(  # facmac_pp.yaml
+        gamma=0.85,
+        actor_lr=0.01,
+        critic_lr=0.01,
+        hidden_sizes=(64, 64),
+        hypernet_dim=0,  # hypernet_layers 1
+        batch_size=800,  # 32 episodes of 25 steps
+        buffer_size=125_000,
+        train_interval=25,
+        update_per_train=0.04,
+        learning_starts=775,  # an update after each episode, from the 32nd on
+        warmup_steps=800,
+    )
     mpe = {"simple_spread", "simple_reference", "simple_speaker_listener"}
     assert facmac.PRESETS.keys() == mpe | FACMAC_MAMUJOCO
     for scenario in facmac.PRESETS:
         args = parse("--scenario", scenario)
-        assert {key: args[key] for key in expected} == expected
+        assert {key: args[key] for key in expected} == (expected | particle if scenario in mpe else expected)
         where = ("mpe", "full") if scenario in mpe else ("mamujoco", "joints")
         assert (args["benchmark"], args["obs_mode"]) == where
 
@@ -547,6 +561,40 @@ def test_updates_begin_and_uniform_actions_end_where_they_should(monkeypatch: py
     assert first(warmup_steps=30, learning_starts=10, train_interval=4) == (14, 31)
     assert first(warmup_steps=30, learning_starts=1000) == (31, 31)
     assert first(warmup_steps=0) == (1, 1)
+    assert first(**facmac.PARTICLE_VALUES) == (800, 801)
+
+
+@pytest.mark.parametrize(
+    ("interval", "rate", "expected"), [(1, 1.0, 40), (4, 1.0, 40), (5, 0.2, 8), (4, 0.1, 10), (4, 0.6, 20)]
+)
+def test_updates_keep_their_rate(monkeypatch: pytest.MonkeyPatch, interval: int, rate: float, expected: int) -> None:
+    """In 40 steps: interval x rate a round, rounded, and never less than one."""
+    monkeypatch.setattr(facmac, "make_env", lambda args, num_envs: noisy_env(num_envs))
+    values = dict(train_interval=interval, update_per_train=rate, warmup_steps=0)
+    run, due = facmac.Run(small_args(num_envs=1, **values), CPU), 0
+    for _ in range(40):
+        run.progress.pending_updates = 0
+        facmac.act_and_store(run)
+        due += run.progress.pending_updates
+    assert due == expected
+
+
+def test_linear_hypernetworks_have_no_hidden_layer() -> None:
+    torch.manual_seed(0)
+    mixer = facmac.Mixer(2, 3, small_args(hypernet_dim=0))
+    assert {name: tuple(p.shape) for name, p in mixer.named_parameters() if "weight" in name and name[0] in "wb"} == {
+        "w1.0.weight": (10, 3),
+        "w2.0.weight": (5, 3),
+        "b1.weight": (5, 3),
+    }
+    utilities, state = torch.randn(6, 2), torch.randn(6, 3)
+    w1, w2 = (mixer.get_parameter(f"{name}.0.weight") for name in ("w1", "w2"))
+    c1, c2 = (mixer.get_parameter(f"{name}.0.bias") for name in ("w1", "w2"))
+    expected = []
+    for q, s in zip(utilities, state):
+        hidden = torch.nn.functional.elu(q @ (w1 @ s + c1).abs().view(2, 5) + mixer.b1(s))
+        expected.append(hidden @ (w2 @ s + c2).abs() + mixer.value(s)[0])
+    torch.testing.assert_close(mixer(utilities, state), torch.stack(expected))
 
 
 @pytest.fixture(scope="module")

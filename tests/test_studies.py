@@ -8,7 +8,7 @@ import pytest
 
 from experiments import report, studies
 from experiments.evidence import Evidence, name_in_results
-from experiments.scores import Curve
+from experiments.scores import Curve, shown
 from experiments.suites import SUITES, expand
 
 TASKS = SUITES["readings"].groups[0].tasks
@@ -17,13 +17,14 @@ STEPS = np.array([250_000, 400_000, 500_000])
 
 
 def evidence(ends: dict[tuple[str, str, int], float]) -> Evidence:
-    """Runs by (task, variant, seed), straight from their final return."""
+    """Runs by (task, variant, seed), straight from their final return; -inf: it stopped, not finite."""
     curves: dict[tuple[str, str], list[Curve]] = {}
+    lost: dict[tuple[str, str], list[Curve]] = {}
     for (task, variant, seed), end in ends.items():
         name = NAMES[task, variant]
-        curve = Curve(task, name, seed, STEPS, np.array([end - 2, end - 1, end]), 500_000, True)
-        curves.setdefault((task, name), []).append(curve)
-    return Evidence(curves, [], {}, "", {}, {})
+        curve = Curve(task, name, seed, STEPS, np.array([end - 2, end - 1, end]), 500_000, end > -np.inf)
+        (curves if curve.finished else lost).setdefault((task, name), []).append(curve)
+    return Evidence(curves, [], {}, "", {}, {}, lost)
 
 
 def ends_of(shifts: dict[str, float], tasks: Sequence[str], seeds: tuple[int, ...] = (11, 12, 13)) -> dict:
@@ -53,14 +54,52 @@ def test_within_a_suite_runs_have_its_names_and_seeds() -> None:
     other = dataclasses.replace(given, curves={(TASKS[0], longer.variant): [longer]})
     assert other.within("readings").curves == {}, "a longer run is none of the suite"
     assert [curve.seed for curve in given.within("readings-screen").curves[TASKS[0], "his"]] == [1]
+    more = evidence({(TASKS[0], "his", seed): 0.0 for seed in (1, 4, 11, 14, 20, 21)})
+    assert [curve.seed for curve in more.within("readings").curves[TASKS[0], "his"]] == [11, 14, 20], "--seeds 10"
+    assert [curve.seed for curve in more.within("ablations").curves[TASKS[0], "his"]] == [1, 4]
+    assert [curve.seed for curve in more.within("readings-screen").curves[TASKS[0], "his"]] == [1]
+
+
+def test_a_run_that_stopped_is_the_last_and_not_missing() -> None:
+    """Nine of its fifteen runs end above HASAC, six stop: without these it would beat it."""
+    ends = ends_of({"idea-half": 5.0}, list(TASKS))
+    ends |= {(task, "idea-half", seed): -np.inf for task in TASKS[:3] for seed in (11, 12)}
+    cells = row(studies.second_round(evidence(ends)), "idea-half")
+    assert cells[1] == "15, 6 stopped: not finite" and cells[2].startswith("0.60")
+    assert cells[5:8] == ["stopped"] * 3 and cells[8] == shown(5000.0)
+    assert cells[-1] == "no difference shown"
+    without = {key: end for key, end in ends.items() if end > -np.inf}
+    assert row(studies.second_round(evidence(without)), "idea-half")[-1] == "too few runs", "pairs only"
+
+
+def test_some_are_held_against_hasac_with_the_same_change() -> None:
+    ends = ends_of({"frequency-1": 5.0, "none-frequency-1": 5.0, "his": 5.0}, list(TASKS))
+    text = studies.second_round(evidence(ends))
+    assert row(text, "frequency-1 (against none-frequency-1)")[-1] == "no difference shown"
+    assert row(text, "his")[-1] == "**beats HASAC**" and "none-frequency-1 |" not in text.split("|---")[0]
+    assert "0.05 / 2" in text, "a control is no variant"
+
+
+def test_longer_runs_are_told_where_both_ran() -> None:
+    ends = ends_of({"his": 1.0}, list(TASKS))
+    given = evidence(ends)
+    long = {}
+    for name, end in (("his-long", 3000.0), ("none-long", 4000.0)):
+        curve = Curve(
+            "HalfCheetah-2x3", NAMES["HalfCheetah-2x3", name], 11, STEPS * 4, STEPS * 0 + end, 2_000_000, True
+        )
+        long["HalfCheetah-2x3", curve.variant] = [curve]
+    text = studies.second_round(dataclasses.replace(given, curves={**given.curves, **long}))
+    assert "HalfCheetah-2x3, 2,000,000 steps: HIS ends at 3000, HASAC at 4000." in text
+    assert "2,000,000" not in studies.second_round(given)
 
 
 def test_who_beats_hasac() -> None:
     shifts = {"idea-half": 5.0, "his": -5.0, "coef-half": 0.1}
     text = studies.second_round(evidence(ends_of(shifts, list(TASKS))))
-    assert row(text, "idea-half")[1:3] == ["15 and 15", "1.00 [1.00, 1.00]"]
+    assert row(text, "idea-half")[1:4] == ["15", "1.00 [1.00, 1.00]", "6.1e-05"]  # 2 / 2**15
     assert row(text, "idea-half")[-1] == "**beats HASAC**" and row(text, "his")[-1] == "**is beaten**"
-    assert row(text, "coef-half")[-1] == "level"
+    assert row(text, "coef-half")[-1] == "no difference shown"
     assert row(text, "idea-half")[5] == "5.00" and row(text, "idea-half")[6] == "50.0"
     order = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert order == ["idea-half", "coef-half", "his"]
@@ -71,11 +110,11 @@ def test_who_beats_hasac() -> None:
 
 def test_by_hand_on_one_task() -> None:
     """Seeds 11 to 13 end at 0, 1, 2, the variant's at 0.5, 1.5, 2.5: 6 of 9 pairs are above."""
-    found = studies.outcome("his", evidence(ends_of({"his": 0.5}, TASKS[:1])).within("readings").curves)
+    found = studies.outcome("his", evidence(ends_of({"his": 0.5}, TASKS[:1])).within("readings"))
     assert found is not None
     assert found.probability[0] == pytest.approx(6 / 9) and found.half == pytest.approx(6 / 9)
-    assert found.differences == {TASKS[0]: pytest.approx(0.5)} and found.runs == {TASKS[0]: (3, 3)}
-    assert found.p_value == pytest.approx(0.7)  # U = 6 of 9: P(U >= 6) = 7 / 20
+    assert found.differences == {TASKS[0]: pytest.approx(0.5)} and found.runs == {TASKS[0]: 3}
+    assert found.p_value == pytest.approx(0.25)  # above with each of three seeds: 2 / 2**3
 
 
 @pytest.mark.parametrize("tasks, seeds", [(2, (11, 12, 13)), (5, (11, 12))])

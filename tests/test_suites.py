@@ -227,8 +227,8 @@ def test_each_variant_sets_what_its_name_says() -> None:
         "idea-masked-history": {"idea": "half-history", "idea_strength": 2.0},
         "idea-masked-buffer": {"idea": "half-buffer", "idea_strength": 2.0},
     }
-    assert settings["masked"] == {"credit": "local", "marginal": "value"}
     assert settings["none-terminal"] == {"idea": "terminal", "credit": "none"}
+    assert settings["none-frequency-1"] == {"credit": "none", "policy_frequency": 1}
     assert suites.script_of("hasac", "simple_spread") == "baselines/hasac_mpe.py"
     assert suites.script_of("mappo", "simple_spread") == "baselines/mappo.py"
 

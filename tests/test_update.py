@@ -287,6 +287,19 @@ class Setting:
         return torch.randperm(3, generator=Streams(self.seed, CPU).agent_order).tolist()
 
 
+def test_local_learns_the_same_with_both_readings_of_the_marginal() -> None:
+    """Q(s, a_C) without the agent has no gradient to its action: READING 3 does not reach HIS-LOCAL, it does HIS."""
+
+    def learnt(credit: Any, marginal: Any) -> list[Tensor]:
+        setting = Setting(small_args(credit=credit, marginal=marginal, num_coalitions=2))
+        setting.run([torch.optim.Adam(actor.parameters(), 1e-2) for actor in setting.actors])
+        return [p.detach() for actor in setting.actors for p in actor.parameters()]
+
+    for credit in ("local", "his"):
+        pairs = zip(learnt(credit, "difference"), learnt(credit, "value"), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == (credit == "local")
+
+
 @pytest.mark.parametrize("credit", ["none", "his", "share", "local"])
 @pytest.mark.parametrize("diagnose", [False, True])
 def test_the_step_of_an_agent_changes_that_agent_only(credit: Any, diagnose: bool) -> None:
