@@ -147,7 +147,9 @@ def first_round(evidence: Evidence) -> str:
     lines = [f"| variant | {' | '.join(map(task_label, tasks))} |", "|---" * (len(tasks) + 1) + "|"]
     for name in names:
         cells = [shown(ends[task, name]) if (task, name) in ends else "" for task in tasks]
-        label = {"his": "**HIS**", CONTROL: "**HASAC (`--credit none`)**", "local": "HIS-LOCAL (`--credit local`)"}.get(name, name)
+        label = {"his": "**HIS**", CONTROL: "**HASAC (`--credit none`)**", "local": "HIS-LOCAL (`--credit local`)"}.get(
+            name, name
+        )
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(
         [
