@@ -100,10 +100,14 @@ def rank_p_value(one: np.ndarray, other: np.ndarray) -> float:
     return float(stats.permutation_test(parts, shift, vectorized=True, n_resamples=10_000, rng=rng).pvalue)
 
 
+def _wins(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """1 where `one` is higher, 1/2 where they are equal, both at minus infinity included, else 0."""
+    return (one > other) + 0.5 * (one == other)
+
+
 def probability_of_improvement(one: np.ndarray, other: np.ndarray) -> float:
     """P(a run of `one` scores higher than one of `other`), ties counted half; (R,), (R',): Mann-Whitney's U / RR'."""
-    difference = np.asarray(one)[:, None] - np.asarray(other)[None, :]
-    return float((np.sign(difference) / 2 + 0.5).mean())
+    return float(_wins(np.asarray(one)[:, None], np.asarray(other)[None, :]).mean())
 
 
 def improvement_interval(
@@ -118,7 +122,7 @@ def improvement_interval(
     values = np.zeros(draws)
     for one, other in zip(ones, others, strict=True):
         mine, theirs = resample(np.asarray(one), draws, rng), resample(np.asarray(other), draws, rng)
-        values += (np.sign(mine[:, None] - theirs[None, :]) / 2 + 0.5).mean((0, 1))
+        values += _wins(mine[:, None], theirs[None, :]).mean((0, 1))
     low, high = np.quantile(values / len(ones), [(1 - level) / 2, (1 + level) / 2])
     middle = np.mean([probability_of_improvement(one, other) for one, other in zip(ones, others, strict=True)])
     return float(middle), float(low), float(high)

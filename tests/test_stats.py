@@ -184,6 +184,8 @@ def test_probability_of_improvement_is_mann_whitneys() -> None:
     u = scipy_stats.mannwhitneyu(one, other).statistic
     assert probability_of_improvement(one, other) == pytest.approx(u / (9 * 7))
     assert probability_of_improvement(np.array([2.0]), np.array([1.0, 3.0, 2.0, 0.0])) == 0.625
+    lost = np.array([-np.inf, 1.0])
+    assert probability_of_improvement(lost, lost) == 0.5 and improvement_interval([lost], [lost])[0] == 0.5
 
 
 def test_improvement_interval_by_hand_and_against_scipy() -> None:

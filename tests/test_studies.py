@@ -1,13 +1,17 @@
 """`experiments.studies` on runs made by hand: who beats HASAC, and that chance seldom does."""
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from script_helpers import ROOT
 
-from experiments import report, studies
-from experiments.evidence import Evidence, name_in_results
+from experiments import curves, report, studies
+from experiments.evidence import Evidence, gather, name_in_results
 from experiments.scores import Curve, shown
 from experiments.suites import SUITES, expand
 
@@ -70,6 +74,37 @@ def test_a_run_that_stopped_is_the_last_and_not_missing() -> None:
     assert cells[-1] == "no difference shown"
     without = {key: end for key, end in ends.items() if end > -np.inf}
     assert row(studies.second_round(evidence(without)), "idea-half")[-1] == "too few runs", "pairs only"
+
+
+def test_a_run_folder_with_a_non_finite_batch_is_counted_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the folder that a script leaves with status 3, through runs.json, to the evidence."""
+    (run,) = expand(SUITES["readings"], tasks=["simple_spread"], variants=["floor-none"])[:1]
+    args = {"scenario": "simple_spread", "seed": 11, "credit": "his", "run_name": "floor-none", "rules": "mpe2"}
+    args |= {name: list(value) if isinstance(value, tuple) else value for name, value in run.settings.items()}
+    for name in ("stopped", "running"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {
+            "args": args | {"seed": 11 + (name == "running")},
+            "command": "python his_mpe.py",
+            "script": "his_mpe",
+        }
+        config["args"]["total_timesteps"] = 500_000
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "eval.csv").write_text("global_step,episode,return,length\n10000,0,-90.0,25\n")
+    (tmp_path / "stopped/nonfinite_batch.pt").touch()
+    runs, _ = curves.collect([tmp_path / "stopped", tmp_path / "running"])
+    assert [run.get("nonfinite", False) for run in runs] == [True, False]
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results", results, ignore=shutil.ignore_patterns("*.png", "*.gif"))
+    argv = ["curves", str(tmp_path / "stopped"), str(tmp_path / "running"), "--out", str(results / "new")]
+    monkeypatch.setattr("sys.argv", argv)
+    assert curves.main() == 0
+    found = gather(results).within("readings")
+    assert [curve.seed for curve in found.lost["simple_spread", "floor-none"]] == [11]
+    assert ("simple_spread", "floor-none") not in found.curves
 
 
 def test_some_are_held_against_hasac_with_the_same_change() -> None:
