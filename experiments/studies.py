@@ -83,7 +83,7 @@ def second_round(evidence: Evidence) -> str:
     evidence = evidence.within("readings")
     found = [each for name in VARIANTS if name not in ASIDE and (each := outcome(name, evidence))]
     if not found:
-        return "Round 2 has not run: `python -m experiments.run readings --variants his none` and the survivors."
+        return "Round 2 has not run: `python -m experiments.run readings`."
     tasks = [task for task in SUITES["readings"].groups[0].tasks if any(task in each.runs for each in found)]
     head = ["variant", "pairs of runs", "P(ends above HASAC)", "p", "P, second half", *map(task_label, tasks), ""]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

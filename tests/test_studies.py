@@ -15,9 +15,22 @@ from experiments.evidence import Evidence, gather, name_in_results
 from experiments.scores import Curve, shown
 from experiments.suites import SUITES, expand
 
-TASKS = SUITES["readings"].groups[0].tasks
-NAMES = {(run.scenario, run.variant): name_in_results(run) for run in expand(SUITES["readings"])}
+SECOND = SUITES["readings"]
+TASKS = SECOND.groups[0].tasks
+SCREENED = dict.fromkeys(
+    name for screen in ("readings-screen", "ideas-screen") for name in SUITES[screen].groups[0].variants
+)
+# The second round as if everything had survived the first.
+WIDE = dataclasses.replace(
+    SECOND, groups=[dataclasses.replace(SECOND.groups[0], variants=list(SCREENED)), *SECOND.groups[1:]]
+)
+NAMES = {(run.scenario, run.variant): name_in_results(run) for run in expand(WIDE)}
 STEPS = np.array([250_000, 400_000, 500_000])
+
+
+@pytest.fixture(autouse=True)
+def everything_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITES, "readings", WIDE)
 
 
 def evidence(ends: dict[tuple[str, str, int], float]) -> Evidence:
@@ -80,7 +93,7 @@ def test_a_run_folder_with_a_non_finite_batch_is_counted_as_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the folder that a script leaves with status 3, through runs.json, to the evidence."""
-    (run,) = expand(SUITES["readings"], tasks=["simple_spread"], variants=["floor-none"])[:1]
+    (run,) = expand(WIDE, tasks=["simple_spread"], variants=["floor-none"])[:1]
     args = {"scenario": "simple_spread", "seed": 11, "credit": "his", "run_name": "floor-none", "rules": "mpe2"}
     args |= {name: list(value) if isinstance(value, tuple) else value for name, value in run.settings.items()}
     for name in ("stopped", "running"):
@@ -161,7 +174,7 @@ def test_too_few_runs_beat_nobody(tasks: int, seeds: tuple[int, ...]) -> None:
 def test_the_best_of_many_does_not_win_by_chance() -> None:
     """30 studies of ten variants that are HASAC in disguise: at most two may find a winner."""
     rng, winners = np.random.default_rng(1), 0
-    variants = [name for name in SUITES["readings"].groups[0].variants if name.startswith("idea-")][:10]
+    variants = [name for name in SCREENED if name.startswith("idea-")][:10]
     for _ in range(30):
         ends = {key: float(rng.normal()) for key in ends_of(dict.fromkeys(variants, 0.0), list(TASKS[:3]))}
         winners += "**beats HASAC**" in studies.second_round(evidence(ends))
