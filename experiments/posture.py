@@ -2,8 +2,8 @@
 
     python -m experiments.posture RUN_FOLDER ... --csv posture.csv
 
-A HalfCheetah never falls for good: an episode goes on whatever it stands on, and sliding forward on the back is a local
-optimum worth about a third of running. With few seeds, which runs end there decides who is ahead.
+An episode of a HalfCheetah goes on whichever way up it lies, and sliding forward on the back is a local optimum worth
+about a third of running. With few seeds, how many runs end there decides who is ahead.
 """
 
 import csv
