@@ -37,7 +37,8 @@ from experiments.suites import TASKS, task_label
 
 _TABLEAU = "tab:blue tab:orange tab:green tab:red tab:purple tab:brown tab:pink tab:gray tab:olive tab:cyan".split()
 COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
-MORE_COLORS, MORE_STYLES = "gold navy darkgreen crimson indigo sienna teal magenta".split(), ("-", "--", "-.", ":")
+MORE_COLORS = "gold navy darkgreen crimson indigo sienna teal magenta".split()
+MORE_STYLES = ("-", "--", "-.", ":", (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 IN_PANELS = 6  # legend entries that a panel has room for
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {
@@ -293,12 +294,13 @@ def plot(
     entries: dict[str, Any] = {}
     figure, panels = plt.subplots(len(kinds), len(scenarios), figsize=size, layout="constrained", squeeze=False)
     cells = [(i, j, scenario) for i in range(len(kinds)) for j, scenario in enumerate(scenarios)]
+    # Over all panels: the legend is one for all, so an algorithm looks the same in each.
+    others = [*dict.fromkeys(name for nested in scenarios.values() for name in nested if name not in COLORS)]
     for i, j, scenario in cells:
         axes, nested = panels[i][j], [*kinds.values()][i].get(scenario)
         if nested is None:
             axes.set_visible(False)
             continue
-        others = [algorithm for algorithm in nested if algorithm not in COLORS]
         for algorithm, seeds in nested.items():
             color, style = COLORS.get(algorithm), "-"
             if color is None:

@@ -278,12 +278,16 @@ def test_many_algorithms_have_one_legend_and_lines_of_their_own(
 
     shown: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
-    nested = {f"idea-{i}": {1: {100: 1.0 * i, 200: 2.0 * i}} for i in range(30)} | {"HIS": {1: {100: 0.0, 200: 1.0}}}
-    curves.plot({"a": nested, "b": dict(list(nested.items())[:3])}, {}, {}, tmp_path / "x.png")
+    nested = {f"idea-{i}": {1: {100: 1.0 * i, 200: 2.0 * i}} for i in range(45)} | {"HIS": {1: {100: 0.0, 200: 1.0}}}
+    curves.plot({"a": nested, "b": dict(reversed(list(nested.items())[-6:]))}, {}, {}, tmp_path / "x.png")
     (figure,) = shown
-    assert len(figure.legends[0].texts) == 31 and all(axes.get_legend() is None for axes in figure.axes)
-    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
-    assert len(looks) == 31
+    assert len(figure.legends[0].texts) == 46 and all(axes.get_legend() is None for axes in figure.axes)
+    looks = [
+        {line.get_label(): (line.get_color(), line._dash_pattern) for line in axes.lines}  # type: ignore[attr-defined]
+        for axes in figure.axes
+    ]
+    assert len(set(map(str, looks[0].values()))) == 46
+    assert len(looks[1]) == 6 and looks[1].items() <= looks[0].items(), "the same in each panel: the legend is for all"
 
 
 def test_a_curve_far_below_random_does_not_press_the_others_together(
