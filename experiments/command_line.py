@@ -1,10 +1,12 @@
 """The command line of the tools in this folder: no abbreviated flags, a mistake is one line and exit status 2."""
 
 import argparse
+import csv
 import importlib.util
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common import cli
 
@@ -61,3 +63,11 @@ def positive(word: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{word}: must be a number above 0")
     return number
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What `--csv` of a tool writes: the keys of the first row, and a line for each row."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

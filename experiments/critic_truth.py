@@ -14,7 +14,6 @@ with the entropy bonus where a window begins (Eq. 11, 12; the n-step return itse
 For runs of `experiments/ideas.py --idea terminal`, to whose critic a time-out is an end, the sum ends there, too.
 """
 
-import csv
 import dataclasses
 import math
 import sys
@@ -29,7 +28,7 @@ import torch
 import his_mpe
 from common import checkpoint
 from common.mpe import MPEVecEnv
-from experiments.command_line import Parser, whole
+from experiments.command_line import Parser, whole, write_rows
 
 SEED = 20251111  # of the episodes and the policies' noise: the same for all checkpoints
 SHOWN = (0, 5, 10, 15, 20, 24, 25, 50)
@@ -110,10 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if t in SHOWN:
                     print(f"{t:5d}{values[0]:10.1f}{values[1]:10.1f}{values[2]:10.2f}{values[3]:10.2f}", flush=True)
     if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows)
     return 0
 
 

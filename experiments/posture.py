@@ -6,7 +6,6 @@ An episode of a HalfCheetah goes on whichever way up it lies, and sliding forwar
 about a third of running. With few seeds, how many runs end there decides who is ahead.
 """
 
-import csv
 import dataclasses
 import json
 import sys
@@ -22,7 +21,7 @@ from torch import nn
 import his_mamujoco
 from common import checkpoint
 from common.mamujoco import MAMuJoCoVecEnv
-from experiments.command_line import Parser, whole
+from experiments.command_line import Parser, whole, write_rows
 
 SEED = 20251111  # of the episodes: the same for all runs
 PITCH = 1  # of `raw_state`: the torso's angle rooty, radians; 0 level, positive with the nose down
@@ -94,10 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"run": run.name, "global_step": step, **named})
         print(f"{found.return_mean:10.0f}{found.pitch_deg:18.0f}{found.upside_down:13.2f}  {step:,} {run}", flush=True)
     if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows)
     return 0
 
 
