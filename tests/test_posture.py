@@ -32,11 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ([-170, -180, 170], 180, 1.0),
         ([370, 380, 390], 20, 0.0),
         ([80, 85, 100], 85, 1 / 3),
+        ([-30, -20, -10], -20, 0.0),
     ],
 )
 def test_the_median_of_angles(degrees: list[float], expected: float, upside_down: float) -> None:
     median, share = posture.describe(np.radians(degrees))
-    assert abs(median) == pytest.approx(expected) and share == pytest.approx(upside_down)
+    assert -180 <= median <= 180 and share == pytest.approx(upside_down)
+    assert (median - expected + 180) % 360 == pytest.approx(180), "the same angle, with its sign"
 
 
 def test_the_angle_is_the_torsos() -> None:
