@@ -280,9 +280,13 @@ def test_the_readings_study() -> None:
 def test_the_affordable_ablations() -> None:
     runs = expand(SUITES["ablations"])
     assert {run.scenario for run in runs} == {"simple_spread", "HalfCheetah-6x1"}
-    assert {run.seed for run in runs} == {1, 2, 3}
+    assert {run.seed for run in runs} == {11, 12, 13}
+    shared = {run.name: run for run in expand(SUITES["readings"])}
+    same = [run for run in runs if run.name in shared]
+    assert all(run == shared[run.name] for run in same), "what the second round has, too, need not run twice"
+    assert {run.variant for run in same} == {"his", "none", "local"} and len(same) == 18
     for task, paper_m in (("simple_spread", 3), ("HalfCheetah-6x1", 1)):
-        mine = [run for run in runs if run.scenario == task and run.seed == 1]
+        mine = [run for run in runs if run.scenario == task and run.seed == 11]
         values = {run.settings.get("num_coalitions", paper_m) for run in mine}
         assert values == {1, 2, 3, 5} and f"M{paper_m}" not in {run.variant for run in mine}
         assert {run.settings.get("beta", 10) for run in mine} == {2, 5, 10, 20, 50}
