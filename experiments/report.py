@@ -97,10 +97,12 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
     """What the runs of one task say; None where one side has none."""
     if isinstance(claim.rule, Dearer):
         return dearer(task, claim.ours, other, evidence)
-    mine, theirs = evidence.of(task, claim.ours), evidence.of(task, other)
-    if not mine or not theirs:
+    sides = sides_of(claim, task, other, evidence)
+    finished = [curve for runs, _ in sides for curve in runs]
+    if not finished or not all(runs or lost for runs, lost in sides):
         return None
-    last = int(min(curve.steps[-1] for curve in (*mine, *theirs)))
+    last = int(min(curve.steps[-1] for curve in finished))
+    mine, theirs = ([*runs, *(carried(run, finished[0].steps) for run in lost)] for runs, lost in sides)
     family = max(1, sum(enough_runs(evidence, claim, *each) for each in product(claim.tasks, claim.others)))
     rule = claim.rule
     if isinstance(rule, (Fails, Alike)):
@@ -108,9 +110,28 @@ def cell_of(claim: Claim, task: str, other: str, evidence: Evidence) -> Cell | N
             return None
         rule = Since(rule, evidence.untrained[task])
     outcome, side = RULES[type(claim.rule)](rule, mine, theirs, last, family)
+    stopped = [len(lost) for _, lost in sides]
+    if any(stopped):
+        outcome += f"; {stopped[0]} and {stopped[1]} stopped, not finite: with their last evaluation"
     enough = enough_runs(evidence, claim, task, other)
     pair = f"{claim.ours} against {other}"
     return Cell(task, pair, f"{len(mine)} and {len(theirs)}", last, outcome, side, enough)
+
+
+def sides_of(claim: Claim, task: str, other: str, evidence: Evidence) -> list[tuple[Sequence[Curve], Sequence[Curve]]]:
+    """Of each side of a comparison the finished runs, and those that stopped and count."""
+    unsteady = isinstance(claim.rule, Ahead) and claim.rule.measure == "unsteadiness"  # a run that stopped has none
+    return [
+        (evidence.of(task, variant), () if unsteady else evidence.stopped(task, variant))
+        for variant in (claim.ours, other)
+    ]
+
+
+def carried(curve: Curve, grid: np.ndarray) -> Curve:
+    """A run that stopped, as if each later evaluation on the grid, (T,) steps, had shown what its last one did."""
+    later = grid[grid > curve.steps[-1]]
+    steps, returns = np.append(curve.steps, later), np.append(curve.returns, np.full(len(later), curve.returns[-1]))
+    return dataclasses.replace(curve, steps=steps, returns=returns)
 
 
 Numbers = tuple[float, float, float]  # middle, low, high
@@ -149,8 +170,8 @@ def sure_of(interval: Callable[[float], Numbers], threshold: float = 0.0) -> Sur
 
 
 def enough_runs(evidence: Evidence, claim: Claim, task: str, other: str) -> bool:
-    """Whether both sides of a comparison have MIN_RUNS finished runs; for a paired rule, of the same seeds."""
-    sides = [{curve.seed for curve in evidence.of(task, variant)} for variant in (claim.ours, other)]
+    """Whether both sides of a comparison have MIN_RUNS runs to their end; for a paired rule, of the same seeds."""
+    sides = [{run.seed for run in [*runs, *lost]} for runs, lost in sides_of(claim, task, other, evidence)]
     if isinstance(claim.rule, Ahead) and claim.rule.paired:
         sides = [sides[0] & sides[1]]
     return min(map(len, sides)) >= MIN_RUNS
@@ -331,6 +352,7 @@ of simulations with five runs a side and in 80 % with three, that of P(sooner) i
 | not enough runs | possible with two cores in a week ({AFFORDABLE_CORE_HOURS} core-hours) or of unknown cost, and not done |
 | not affordable here | would take longer |
 | comparisons so far | pairs of variants on a task by what the claim's rule says of them: for, against, or open (the interval holds 0, or the sharper test is not sure); *: fewer than {MIN_RUNS} runs a side, which decides nothing; "small networks": at the scale of the suite `ablations`, which decides nothing either; pairs with a single run on a side are left out |
+| stopped, not finite | a run that ended itself so (status 3) counts with its last evaluation; for unsteadiness not at all |
 
 The paper names no step counts; the full budget of a task is that of HARL's HASAC (docs/experiments.md). Costs at full
 scale are from [calibration.json](calibration.json) ({{calibrated}}) and, of kinds that are not in it, from the wall time of

@@ -131,6 +131,34 @@ def test_sooner() -> None:
     assert verdict(Sooner(), evidence(his=ramp(10), none=ramp(10)))[0] == "undecided"
 
 
+def stopped(given: Evidence, variant: str, *runs: list[float]) -> Evidence:
+    """With runs of a variant that ended themselves."""
+    lost = [
+        Curve(TASK, variant, seed, STEPS[: len(run)], np.array(run, float), int(STEPS[-1]), False)
+        for seed, run in enumerate(runs, 6)
+    ]
+    return dataclasses.replace(given, lost={(TASK, variant): lost})
+
+
+def test_a_run_that_stopped_counts_with_its_last_evaluation() -> None:
+    """Three of eight runs of the variant are ruined: without them HIS would end below it."""
+    given = evidence(his=ramp(10), none=ramp(14))
+    assert verdict(Ahead(), given)[0] == "refuted"
+    ruined = stopped(given, "none", [0, -50], [0, -60], [-70])
+    said, outcome = verdict(Ahead(), ruined)
+    assert said == "undecided" and outcome.endswith("; 0 and 3 stopped, not finite: with their last evaluation")
+    cell = cell_of(claim(Ahead()), TASK, "none", ruined)
+    assert cell is not None and cell.runs == "5 and 8" and cell.steps == STEPS[-1], "the others' steps"
+    assert verdict(Ahead("last half"), ruined)[0] == "undecided"
+    assert verdict(Ahead("unsteadiness"), ruined) == verdict(Ahead("unsteadiness"), given)
+    one = stopped(evidence(his=ramp(20), none=ramp(10, (0.0,) * 5)), "none", [0, -50])
+    assert "5 of 5 and 5 of 6 runs reach it" in verdict(Sooner(), one)[1]
+    # Nothing of a variant survives: it has failed, and is not missing.
+    none_left = stopped(evidence(his=ramp(100)), "none", *[[0.0, -50 - seed] for seed in range(5)])
+    assert verdict(Fails(), none_left)[0] == "confirmed"
+    assert cell_of(claim(Fails()), TASK, "none", stopped(evidence(), "none", [0.0])) is None
+
+
 def test_fails() -> None:
     """HIS goes from 0 to 100: effective is above 20."""
     assert verdict(Fails(), evidence(his=ramp(100), none=ramp(10)))[0] == "confirmed"
