@@ -141,7 +141,7 @@ def stopped(given: Evidence, variant: str, *runs: list[float]) -> Evidence:
 
 
 def test_a_run_that_stopped_counts_with_its_last_evaluation() -> None:
-    """Three of eight runs of the variant are ruined: without them HIS would end below it."""
+    """Three of eight runs of the variant are ruined: against the other five alone HIS would be behind."""
     given = evidence(his=ramp(10), none=ramp(14))
     assert verdict(Ahead(), given)[0] == "refuted"
     ruined = stopped(given, "none", [0, -50], [0, -60], [-70])
