@@ -242,11 +242,11 @@ def test_a_task_whose_time_is_over_saves_and_is_queued_again(tmp_path: Path, clu
     (task,) = map(int, Path(f"/proc/{bash}/task/{bash}/children").read_text().split())  # what srun became
     os.kill(task, signal.SIGUSR2)
     wait_for(lambda: (path / "finished.json").exists(), "end", 100)
+    wait_for(lambda: not in_queue(cluster), "empty queue", 60)  # only then has the run noted that it ended
     assert_complete(tmp_path, LONG, 1)
     assert [words[1] for words in history(path)] == ["start", "end", "start", "end"]
     first, second = starts(path)
     assert first == 0 and second > 0 and history(path)[1][2] == "143"
-    wait_for(lambda: not in_queue(cluster), "empty queue", 60)
 
 
 def test_what_is_queued_is_seen_by_its_id(tmp_path: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
