@@ -59,8 +59,10 @@ def difference_interval(
 
 
 def t_interval(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of paired differences, (R,) with R > 1, and Student's interval for it; exact where they are normal."""
+    """Mean of paired differences, (R,), and Student's interval, exact where they are normal; infinite for one."""
     values = np.asarray(differences, dtype=float)
+    if len(values) < 2:
+        return float(values.mean()), -np.inf, np.inf
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 

@@ -25,7 +25,8 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Sooner:
-    """Needs fewer steps to the final level of the other: P(sooner), ties half, has a 95 % interval above 0.5."""
+    """Needs fewer steps to the final level of the other: P(sooner), ties half, has a 95 % interval above 0.5; all runs
+    are read at the evaluation steps of the one with the fewest."""
 
 
 @dataclass(frozen=True)

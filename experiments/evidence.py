@@ -34,19 +34,19 @@ class Evidence:
 
     def of(self, task: str, variant: str) -> Sequence[Curve]:
         """Finished runs of a variant; of HIS where the variant sets what the paper has for the task anyway."""
-        return self._found(self.curves, task, variant)
+        return self.curves.get((task, self._name(task, variant)), ())
 
     def stopped(self, task: str, variant: str) -> Sequence[Curve]:
         """The same of runs that ended themselves because something was not finite."""
-        return self._found(self.lost, task, variant)
+        return self.lost.get((task, self._name(task, variant)), ())
 
-    @staticmethod
-    def _found(runs: Mapping[tuple[str, str], Sequence[Curve]], task: str, variant: str) -> Sequence[Curve]:
-        if found := runs.get((task, variant)):
-            return found
+    def _name(self, task: str, variant: str) -> str:
+        """Under which name the runs of a variant are: one for both kinds, or those of two variants would mix."""
+        if self.curves.get((task, variant)) or self.lost.get((task, variant)):
+            return variant
         own, paper = settings_of(variant, task), paper_values(task)
         same = bool(own) and all(paper.get(name) == value for name, value in own.items())
-        return runs.get((task, "his"), ()) if same else ()
+        return "his" if same else variant
 
     def within(self, suite: str) -> "Evidence":
         """The same with nothing but the runs of a suite, of its settings and length, filed under its names for them.

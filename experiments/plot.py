@@ -44,6 +44,7 @@ from experiments.scores import (
     interval,
     label_of,
     matrix,
+    on_one_grid,
     span_of,
     steps_interval,
     steps_to,
@@ -300,8 +301,9 @@ def efficiency_rows(done: Cells, level_of: str | None) -> Rows:
             continue
         last = horizon(variants)
         level = float(iqm(scores_of(variants, final)[reference]))
+        even = iter(on_one_grid([curve for curves in variants.values() for curve in curves], last))
         for name, curves in variants.items():
-            steps = np.array([steps_to(curve, level, last) for curve in curves])
+            steps = np.array([steps_to(next(even), level, last) for _ in curves])
             numbers = ["" if math.isinf(value) else int(value) for value in steps_interval(steps)]
             numbers[1:] = numbers[1:] if len(steps) > 1 else ["", ""]
             rows.append(

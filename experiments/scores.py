@@ -10,7 +10,7 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,20 @@ def steps_to(curve: Curve, level: float, last: int) -> float:
     """The first evaluation step up to `last` with a mean return of at least `level`; inf where there is none."""
     reached = curve.steps[(curve.returns >= level) & (curve.steps <= last)]
     return float(reached[0]) if len(reached) else np.inf
+
+
+def on_one_grid(curves: Sequence[Curve], last: int) -> list[Curve]:
+    """The same runs at the steps of the one with the fewest evaluations up to `last`, there with their newest one.
+
+    For `steps_to`: of two runs that learn alike the one that is evaluated more often would cross a level earlier.
+    """
+    grid = min((curve.steps[curve.steps <= last] for curve in curves), key=len)
+    thinned = []
+    for curve in curves:
+        there = grid[grid >= curve.steps[0]]
+        returns = curve.returns[np.searchsorted(curve.steps, there, side="right") - 1]
+        thinned.append(replace(curve, steps=there, returns=returns))
+    return thinned
 
 
 SCORES = {"final": final, "last half": last_half}

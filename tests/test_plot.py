@@ -11,9 +11,20 @@ import pytest
 from scipy import stats as scipy_stats
 
 from common import stats
+from common.stats import probability_of_improvement
 from experiments import curves as collector
 from experiments import plot, suites
-from experiments.scores import Curve, final, from_folder, from_results, last_half, steps_interval, steps_to, variant_of
+from experiments.scores import (
+    Curve,
+    final,
+    from_folder,
+    from_results,
+    last_half,
+    on_one_grid,
+    steps_interval,
+    steps_to,
+    variant_of,
+)
 
 TASKS = ["HalfCheetah-6x1", "Ant-8x1"]
 STEPS = (250, 500, 750, 1000)
@@ -383,6 +394,28 @@ def test_lines_of_more_variants_than_colours_differ(tmp_path: Path) -> None:
 def test_the_variant_of_a_run(args: dict[str, Any], script: str, variant: str) -> None:
     config = {"args": {"scenario": "simple_spread"} | args, "command": f"python {script} --seed 1"}
     assert variant_of(config) == variant
+
+
+def test_who_is_evaluated_more_often_is_not_sooner() -> None:
+    """Curves of one process, evaluated every 10 and every 20 steps: on their own steps the finer ones cross first."""
+    rng, p_raw, p_even = np.random.default_rng(0), [], []
+    fine, coarse = np.arange(10, 510, 10), np.arange(20, 510, 20)
+    for _ in range(300):
+        runs = [
+            Curve("t", "his", 1, steps, steps / 100 + rng.normal(size=len(steps)), 500, True)
+            for steps in [fine] * 3 + [coarse] * 3
+        ]
+        for found, curves in ((p_raw, runs), (p_even, on_one_grid(runs, 500))):
+            first = np.array([-steps_to(curve, 4.0, 500) for curve in curves])
+            found.append(probability_of_improvement(first[:3], first[3:]))
+    assert np.mean(p_raw) > 0.6 and abs(np.mean(p_even) - 0.5) < 0.05
+
+    a = Curve("t", "his", 1, np.array([10, 20, 30, 40, 60]), np.array([1.0, 2.0, 3.0, 4.0, 6.0]), 60, True)
+    b = Curve("t", "ppo", 1, np.array([5, 21, 42]), np.array([0.0, 2.0, 4.0]), 60, True)
+    (one, other) = on_one_grid([a, b], 50)
+    assert one.steps.tolist() == [21, 42] and one.returns.tolist() == [2.0, 4.0], "no evaluation of a up to step 5"
+    assert other.steps.tolist() == [5, 21, 42] and other.returns.tolist() == [0.0, 2.0, 4.0]
+    assert [curve.returns.tolist() for curve in on_one_grid([a, a], 30)] == [[1.0, 2.0, 3.0]] * 2
 
 
 def test_scores_of_a_curve() -> None:

@@ -131,6 +131,21 @@ def test_sooner() -> None:
     assert verdict(Sooner(), evidence(his=ramp(10), none=ramp(10)))[0] == "undecided"
 
 
+def test_few_runs_are_not_for_a_claim_because_a_bootstrap_is_too_sure() -> None:
+    """Two runs well above two: no resampling mixes them, yet Welch's interval holds 0, and so it is open."""
+    given = evidence(his=ramp(12, (0.0, 1.0)), none=ramp(10, (0.0, 1.0)))
+    cell = cell_of(claim(Ahead()), TASK, "none", given)
+    assert cell is not None and cell.side == "open"
+    assert cell.outcome.startswith("difference 2.00 [1.00, 3.00], at 95 % [-1.04, 5.04]")
+    far = cell_of(claim(Ahead()), TASK, "none", evidence(his=ramp(30, (0.0, 1.0)), none=ramp(10, (0.0, 1.0))))
+    assert far is not None and far.side == "for"
+    cell = cell_of(claim(Sooner()), TASK, "none", evidence(his=ramp(25, (0.0,) * 3), none=ramp(10, (0.0,) * 3)))
+    assert cell is not None and cell.side == "open" and "rank test p 0.1" in cell.outcome
+    near = evidence(his=ramp(100, (0.0, 1.0)), none=ramp(92, (0.0, 3.0)))
+    cell = cell_of(claim(Alike(share=0.15)), TASK, "none", near)
+    assert cell is not None and cell.side == "open", "within 15 % by the bootstrap, not by Welch's interval"
+
+
 def stopped(given: Evidence, variant: str, *runs: list[float]) -> Evidence:
     """With runs of a variant that ended themselves."""
     lost = [
@@ -198,6 +213,12 @@ def test_a_variant_that_sets_the_papers_value_is_his() -> None:
     assert given.of(TASK, "M1") == given.of(TASK, "his") == given.of(TASK, "beta10")
     assert given.of(TASK, "M3") == () and given.of(TASK, "none") == () and given.of("Ant-8x1", "M1") == ()
     assert verdict(Ahead(), given, ours="M5", other="M1")[0] == "refuted"
+    ruined = stopped(given, "his", [1, 2])
+    assert ruined.stopped(TASK, "M1") == ruined.stopped(TASK, "his") != ()
+    own = dataclasses.replace(ruined, curves={**given.curves, (TASK, "M1"): given.curves[TASK, "M5"]})
+    assert own.of(TASK, "M1") == given.of(TASK, "M5") and own.stopped(TASK, "M1") == (), "not HIS's beside its own"
+    own = stopped(given, "M1", [1, 2])
+    assert own.of(TASK, "M1") == () and len(own.stopped(TASK, "M1")) == 1
 
 
 def test_one_of_many_comparisons_needs_a_wider_interval_to_refute() -> None:

@@ -80,9 +80,9 @@ def test_coverage_by_simulation() -> None:
 
 
 def test_coverage_of_comparisons_by_simulation() -> None:
-    """Two equal sides: with five runs each the difference is near 95 %, with three clearly less."""
-    rng, trials, hits = np.random.default_rng(3), 300, {(n, kind): 0 for n in (3, 5) for kind in ("difference", "P")}
-    for runs in (3, 5):
+    """Two equal sides: with five runs each the difference is near 95 %, with three clearly less, with two far off."""
+    rng, trials, hits = np.random.default_rng(3), 300, {(n, kind): 0 for n in (2, 3, 5) for kind in ("difference", "P")}
+    for runs in (3, 5, 2):
         for _ in range(trials):
             one, other = rng.normal(size=(2, runs))
             _, low, high = difference_interval(one, other, draws=400)
@@ -91,6 +91,7 @@ def test_coverage_of_comparisons_by_simulation() -> None:
             hits[runs, "P"] += low <= 0.5 <= high
     assert 0.89 < hits[5, "difference"] / trials < 0.98 and 0.84 < hits[5, "P"] / trials < 0.95
     assert all(0.72 < hits[3, kind] / trials < 0.88 for kind in ("difference", "P"))
+    assert 0.58 < hits[2, "difference"] / trials < 0.78 and 0.55 < hits[2, "P"] / trials < 0.80
 
 
 def test_t_interval_is_scipys_paired_test() -> None:
@@ -99,6 +100,7 @@ def test_t_interval_is_scipys_paired_test() -> None:
     found = t_interval(one - other)
     expected = scipy_stats.ttest_rel(one, other).confidence_interval(0.95)
     assert found == pytest.approx((float((one - other).mean()), expected.low, expected.high))
+    assert t_interval(np.array([3.0])) == (3.0, -np.inf, np.inf)
 
 
 def test_welch_interval_by_hand() -> None:
