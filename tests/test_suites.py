@@ -291,6 +291,12 @@ def test_the_affordable_ablations() -> None:
         assert values == {1, 2, 3, 5} and f"M{paper_m}" not in {run.variant for run in mine}
         assert {run.settings.get("beta", 10) for run in mine} == {2, 5, 10, 20, 50}
         assert {"his", "none", "share", "local", "no-bc", "action"} < {run.variant for run in mine}
+    half = [run for run in runs if run.total_steps == 250_000]
+    assert len(half) == 30 and not {run.name for run in half} & shared.keys()
+    long, short = schedule(500_000), schedule(250_000)
+    assert {name for name in long if long[name] != short.get(name)} == {"total_timesteps", "save_every"}, (
+        "the steps of a run of 500,000"
+    )
 
 
 # ---- what a run is
