@@ -43,7 +43,7 @@ SCRIPT = Path(__file__).stem
 @dataclass
 class Args(readings.Readings):
     scenario: str = "ShadowHandOver"  # DIFFERS: the benchmark
-    """task, ShadowHand...; picks the paper's values for everything below"""
+    """task, ShadowHand...; picks the paper's values for all with a table below"""
     seed: int = 1
     """the one seed: every random stream (environments, exploration, minibatch, ...) is derived from it"""
     total_timesteps: int = 10_000_000
@@ -75,9 +75,9 @@ class Args(readings.Readings):
     eval_episodes: int = 40
     """deterministic episodes of one evaluation, an equal number from each evaluation environment"""
     eval_envs: int = 20
-    """evaluation environments (at most one an episode is used)"""
+    """evaluation environments (no more are made than --eval-episodes)"""
     log_every: int = 5_000
-    """environment steps between two lines of metrics.jsonl"""
+    """environment steps between two lines of metrics.jsonl, which follow a round of updates"""
     save_every: int = 100_000
     """environment steps between checkpoints (each holds the replay buffer)"""
     runs_dir: str = "runs"
@@ -96,7 +96,7 @@ class Args(readings.Readings):
     """print at the end where the time went: environment, acting, updates, ..."""
 
     warmup_steps: int = 10_000
-    """environment steps with uniform random actions before the first update (Table 1)"""
+    """environment steps of uniform random actions; --train-interval vector steps later comes an update (Table 1)"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer D (Table 1)"""
     batch_size: int = 1000
@@ -129,7 +129,7 @@ class Args(readings.Readings):
     """e, gradient steps of an actor in one update (Algorithm 1; READING 9)"""
 
     credit: Literal["his", "share", "local", "none"] = "his"
-    """his: Eq. (10); share: Q in place of the Shapley value; local: the reverse (READING 11); none: HASAC"""
+    """his: Eq. (10); share: with Q for the Shapley value; local: Shapley value for Q, no second term; none: HASAC"""
     num_coalitions: int = 2  # DIFFERS: the paper's value
     """M, sampled coalitions per agent and state ("sample times", Tables 2, 4, 6)"""
     beta: float = 10.0
@@ -368,7 +368,7 @@ class ReplayBuffer:
 
 
 # ---- HIS: credit from historical interactions ------------------------------------------------------------------------
-PRE_TANH_BOUND = 1 - 1e-6  # DEVIATION 2: kept clear of 1, where atanh is infinite
+ACTION_BOUND = 1 - 1e-6  # DEVIATION 2: replayed actions are kept clear of 1, where atanh is infinite
 
 
 def shapley_values(value: Callable[[Tensor], Tensor], ranks: Tensor, marginal: str) -> Tensor:
@@ -425,7 +425,7 @@ class HistoricalCredit:
         self.ranks = shapley.draw_ranks(args.num_coalitions, len(batch.state), num_agents, args.shapley, generator)
         if args.credit in ("his", "share") and args.credit_actions == "history":
             self.phi = self.of(batch.actions)  # (N, B)
-            historical = batch.actions.clamp(-PRE_TANH_BOUND, PRE_TANH_BOUND)
+            historical = batch.actions.clamp(-ACTION_BOUND, ACTION_BOUND)
             self.pre_tanh = torch.atanh(historical).split(widths, dim=1)  # a^F, Eq. (28)
 
     def of(self, actions: Tensor, agent: int | None = None) -> Tensor:
@@ -503,9 +503,9 @@ def update_actors(
         log_prob (N, B) of the actions sampled from the policies before their updates, and the metrics.
     """
     critic.requires_grad_(False)
-    policies = [actor(obs) for actor, obs in zip(actors, batch.obs, strict=True)]  # serves until the agent's own step
+    policies = [actor(obs) for actor, obs in zip(actors, batch.obs, strict=True)]  # valid until the agent's own step
     samples = [sample_action(*policy, streams.policy) for policy in policies]
-    actions = [sample.action.detach() for sample in samples]  # a~: becomes the new policies' agent by agent
+    actions = [sample.action.detach() for sample in samples]  # a~: agent by agent those of the new policies
     log_probs = torch.stack([sample.log_prob.detach() for sample in samples])
     credit = HistoricalCredit(critic, batch, [action.shape[1] for action in actions], streams.coalitions, args)
     metrics = credit.diagnostics() if diagnose else {}
@@ -519,7 +519,7 @@ def update_actors(
             joint = torch.cat([*actions[:agent], sample.action, *actions[agent + 1 :]], dim=1)
             q = min_q(critic, batch.state, joint)
             terms = {"main": -(q - alpha[agent] * sample.log_prob).mean()}  # Eq. (10), first term
-            if args.credit == "local":  # READING 11: the Shapley value in place of Q
+            if args.credit == "local":  # READING 11: the Shapley value in place of Q, whose line is HASAC's
                 terms["main"] = -(credit.of(joint, agent) - alpha[agent] * sample.log_prob).mean()
             elif args.credit != "none":
                 terms["history"], info = credit.loss(agent, policies[agent], sample, joint)  # Eq. (10), second term
@@ -896,7 +896,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, 128 + signal); misuse: 2."""
     args = cli.parse(Args, PRESETS, LIMITS, argv, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None
     try:

@@ -45,7 +45,7 @@ SCRIPT = Path(__file__).stem
 @dataclass
 class Args(harl.Preset):
     scenario: str = "ShadowHandOver"  # DIFFERS: the benchmark
-    """task, ShadowHand...; picks the paper's values for everything below"""
+    """task, ShadowHand...; picks the paper's values for all with a table below"""
     seed: int = 1
     """the one seed: every random stream (environments, exploration, minibatch, ...) is derived from it"""
     total_timesteps: int = 10_000_000
@@ -77,9 +77,9 @@ class Args(harl.Preset):
     eval_episodes: int = 40
     """deterministic episodes of one evaluation, an equal number from each evaluation environment"""
     eval_envs: int = 20
-    """evaluation environments (at most one an episode is used)"""
+    """evaluation environments (no more are made than --eval-episodes)"""
     log_every: int = 5_000
-    """environment steps between two lines of metrics.jsonl"""
+    """environment steps between two lines of metrics.jsonl, which follow a round of updates"""
     save_every: int = 100_000
     """environment steps between checkpoints (each holds the replay buffer)"""
     runs_dir: str = "runs"
@@ -98,7 +98,7 @@ class Args(harl.Preset):
     """print at the end where the time went: environment, acting, updates, ..."""
 
     warmup_steps: int = 10_000
-    """environment steps with uniform random actions before the first update (Table 1)"""
+    """environment steps of uniform random actions; --train-interval vector steps later comes an update (Table 1)"""
     buffer_size: int = 1_000_000
     """transitions in the replay buffer D (Table 1)"""
     batch_size: int = 1000
@@ -401,9 +401,9 @@ def update_actors(
         log_prob (N, B) of the actions sampled from the policies before their updates, and the metrics.
     """
     critic.requires_grad_(False)
-    policies = [actor(obs) for actor, obs in zip(actors, batch.obs, strict=True)]  # serves until the agent's own step
+    policies = [actor(obs) for actor, obs in zip(actors, batch.obs, strict=True)]  # valid until the agent's own step
     samples = [sample_action(*policy, streams.policy) for policy in policies]
-    actions = [sample.action.detach() for sample in samples]  # a~: becomes the new policies' agent by agent
+    actions = [sample.action.detach() for sample in samples]  # a~: agent by agent those of the new policies
     log_probs = torch.stack([sample.log_prob.detach() for sample in samples])
     metrics: dict[str, Tensor] = {}
     order: list[int] = torch.randperm(len(actors), generator=streams.agent_order).tolist()
@@ -788,7 +788,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, 128 + signal); misuse: 2."""
     args = cli.parse(Args, PRESETS, LIMITS, argv, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None
     try:

@@ -60,7 +60,7 @@ class Args(benchmarks.BenchmarkArgs):
     eval_episodes: int = 40
     """deterministic episodes of one evaluation, an equal number from each evaluation environment"""
     eval_envs: int = 20
-    """evaluation environments (at most one an episode is used)"""
+    """evaluation environments (no more are made than --eval-episodes)"""
     log_every: int = 5_000
     """environment steps between two lines of metrics.jsonl, which follow an update"""
     save_every: int = 100_000
@@ -744,7 +744,7 @@ def evaluate_run(args: Args) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, a signal); misuse exits with 2."""
+    """Train, continue or evaluate a run; returns the exit status (0, 3 non-finite, 128 + signal); misuse: 2."""
     words = benchmarks.with_scenario(sys.argv[1:] if argv is None else argv)
     args = cli.parse(Args, PRESETS, LIMITS, words, prog=f"{SCRIPT}.py", resumable=RESUMABLE)
     log = run = folder = None

@@ -175,6 +175,8 @@ def load_policy(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no policy there yet: the first evaluation writes it (--eval-every)") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: unreadable policy: {str(error).partition(chr(10))[0]}") from error
 

@@ -65,7 +65,8 @@ def parse(
             args = _parse_flags(args_type, base, argv, prog)
             _check_unchanged(base, args, changeable, folder)
         else:
-            args = _parse_flags(args_type, _preset_args(args_type, presets, ahead.scenario, ahead.preset), argv, prog)
+            base = _preset_args(args_type, presets, ahead.scenario, ahead.preset, prog)
+            args = _parse_flags(args_type, base, argv, prog)
         check_limits(args, limits)
     except UsageError as error:
         fail(prog, str(error))
@@ -93,17 +94,26 @@ def _read_ahead(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _preset_args(
-    args_type: type[ArgsT], presets: dict[str, dict[str, Any]], scenario: str | None, preset: str | None
+    args_type: type[ArgsT], presets: dict[str, dict[str, Any]], scenario: str | None, preset: str | None, prog: str
 ) -> ArgsT:
     default: Any = args_type()
     scenario = default.scenario if scenario is None else scenario
     if scenario not in presets:
-        raise UsageError(f"--scenario {scenario}: must be one of {', '.join(presets)}")
+        raise UsageError(f"--scenario {scenario}: must be one of {', '.join(presets)}{_elsewhere(str(scenario), prog)}")
     values = presets[scenario] | {"scenario": scenario}
     if named := getattr(args_type, "PRESETS", {}):
         preset = preset if preset in named else default.preset  # a wrong one is for the full parser to report
         values |= named[preset].get(scenario, named[preset].get("", {}))
     return dataclasses.replace(default, **_from_json(args_type, values))
+
+
+def _elsewhere(scenario: str, prog: str) -> str:
+    """Which script has a scenario that `prog`, a script of one benchmark, has not."""
+    from common.benchmarks import NUM_AGENTS  # which imports this module
+
+    algorithm, _, mine = prog.removesuffix(".py").rpartition("_")
+    found = [name for name, scenarios in NUM_AGENTS.items() if scenario in scenarios]
+    return f"; it is a scenario of {algorithm}_{found[0]}.py" if found and mine in NUM_AGENTS else ""
 
 
 def _saved_args(args_type: type[ArgsT], presets: Mapping[str, Any], flag: str, folder: str) -> ArgsT:

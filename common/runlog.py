@@ -68,6 +68,8 @@ def record_resumption(folder: Path, config: Mapping[str, Any], offsets: Mapping[
         )
     os.close(_lock(folder))
     try:
+        for path in filter(Path.exists, (folder / "metrics.jsonl", folder / "eval.csv")):
+            open(path, "ab").close()  # that they can be written, before anything is changed
         saved = json.loads((folder / "config.json").read_text())
         if total < step and total != saved["args"].get("total_timesteps"):  # the last step may overshoot its own
             raise UsageError(f"--total-timesteps {total}: the run in {folder} is already at step {step}")
@@ -75,8 +77,11 @@ def record_resumption(folder: Path, config: Mapping[str, Any], offsets: Mapping[
         resumed = [*saved.get("resumed", []), session]
         args = {**config["args"], "resume": ""}
         _write_json(folder / "config.json", {**saved, "args": args, "resumed": resumed})
+        if total <= step and (folder / "finished.json").exists():
+            print(f"the run is finished at step {step}; a larger --total-timesteps would go on")
     except OSError as error:
-        raise UsageError(f"--resume {folder}: cannot write config.json: {error.strerror}") from error
+        name = Path(error.filename or "config.json").name
+        raise UsageError(f"--resume {folder}: cannot write {name}: {error.strerror}") from error
 
 
 def describe(args: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:
@@ -124,6 +129,7 @@ class RunLog:
         self._started = time.monotonic() - start["wall_s"]
         self._rate_origin = (self.global_step, time.monotonic())
         self._phase, self._trained = "", False
+        self._updates: int | None = None  # at the last record of this session
         self._last_evaluation = ""
         self._warned: set[str] = set()
         self._folder_lock: int | None = _lock(folder)
@@ -147,7 +153,7 @@ class RunLog:
 
     def log(self, global_step: int, update_step: int, values: Mapping[str, float]) -> None:
         """Record metrics; NaN and infinity become null in metrics.jsonl, which stays valid JSON."""
-        self.global_step = global_step
+        self.global_step, self._updates = global_step, update_step
         numbers = {key: float(value) for key, value in values.items()}
         record = {"global_step": global_step, "update_step": update_step, "wall_s": round(self.wall_s, 3)}
         record |= {key: value if math.isfinite(value) else None for key, value in numbers.items()}
@@ -207,7 +213,9 @@ class RunLog:
         self.message(f"stopped at step {self.global_step}; --resume {shlex.quote(str(self.folder))} goes on")
 
     def finish(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished; say it where nothing was learnt in it."""
+        if self._updates == 0:
+            self.message("no update was made: the warm-up and the wait for the first one took all --total-timesteps")
         state = {"global_step": self.global_step, "wall_s": self.wall_s}
         self._attempt("finished.json", lambda: _write_json(self.folder / "finished.json", state))
 

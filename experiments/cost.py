@@ -107,7 +107,10 @@ def calibrate(
     say: Callable[[str], None],
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Rate]:
-    """Measure these kinds, `workers` at a time, until `stopped()`; one that cannot be measured is said and left out."""
+    """Measure these kinds, `workers` at a time, until `stopped()`; one that cannot be measured is said and left out.
+
+    SuiteError where the user's own flags, `extra`, are wrong.
+    """
     waiting, running, rates = list(kinds.items()), {}, {}
     with tempfile.TemporaryDirectory(prefix="calibration-") as temporary:
         try:
@@ -126,6 +129,8 @@ def calibrate(
                     try:
                         rates[name] = _read(place, process.returncode, time.monotonic() - started, cpu_s)
                     except ValueError as error:
+                        if extra and process.returncode == 2:  # wrong usage: every run would end so
+                            raise folders.SuiteError(f"-- {' '.join(extra)}: {error}") from error
                         say(f"cannot measure {name}: {error}")
                 time.sleep(0.05)
         finally:

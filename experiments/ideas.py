@@ -228,8 +228,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if scenario not in TASKS and not {"--help", "-h"} & {*argv}:
         cli.fail("ideas.py", f"--scenario {scenario or '(not given)'}: must be one of {', '.join(TASKS)}")
     benchmark = TASKS[scenario].benchmark if scenario in TASKS else "mpe"
-    script = with_ideas(importlib.import_module(f"his_{benchmark}"))
     flags = {word.partition("=")[0] for word in argv}
+    if not flags & {"--idea", "--resume", "--evaluate", "--help", "-h"}:
+        cli.fail("ideas.py", f"--idea (not given): must be one of {', '.join(IDEAS)}")
+    script = with_ideas(importlib.import_module(f"his_{benchmark}"))
     if not flags & {"--run-name", "--resume", "--evaluate"} and "--idea" in argv[:-1]:
         argv += ["--run-name", argv[argv.index("--idea") + 1]]
     sys.argv = ["experiments/ideas.py", *argv]  # what config.json then has as the run's command

@@ -265,7 +265,7 @@ def test_gradient_weight_is_bounded(
 ) -> None:
     rng = np.random.default_rng(seed)
     # every action dimension anywhere in its range, saturated ones included; policies anywhere between sharp and flat
-    u = np.arctanh(np.clip(np.tanh(rng.normal(0, reach, (size, dims))), -hm.PRE_TANH_BOUND, hm.PRE_TANH_BOUND))
+    u = np.arctanh(np.clip(np.tanh(rng.normal(0, reach, (size, dims))), -hm.ACTION_BOUND, hm.ACTION_BOUND))
     log_std = rng.uniform(min(sharp, 1.9), 2, (size, dims))
     mean = u + np.exp(log_std) * rng.normal(size=(size, dims)) * 10 ** rng.uniform(-2, 1, (size, 1))
     weight = weights(*(torch.tensor(x) for x in (mean, log_std, u)), beta=beta, xi=xi)
@@ -280,7 +280,7 @@ def test_gradient_weight_comes_near_its_bounds() -> None:
     many_low = weights(mean, torch.zeros_like(mean), torch.zeros_like(mean))
     assert many_low.max() > 0.9 / 1e-2
     # left-skewed: most rows at the top, the worst saturated action and the floor far below
-    u = torch.full((60, 4), float(np.arctanh(hm.PRE_TANH_BOUND)))
+    u = torch.full((60, 4), float(np.arctanh(hm.ACTION_BOUND)))
     u[0] = 0
     mean, log_std = u + 1e-3, torch.zeros_like(u)
     mean[0] = 30

@@ -318,7 +318,7 @@ def test_policy_round_trip_and_damage(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(checkpoint.CheckpointError, match=r"policy\.safetensors: unreadable"):
             checkpoint.load_policy(path)
-    with pytest.raises(checkpoint.CheckpointError, match="absent"):
+    with pytest.raises(checkpoint.CheckpointError, match="absent: no policy there yet: the first evaluation writes it"):
         checkpoint.load_policy(tmp_path / "absent")
 
 

@@ -122,6 +122,20 @@ def test_mistakes_are_said_in_one_line(line: str, capsys: pytest.CaptureFixture[
     assert error_of(capsys, *line.split()) == MISTAKES[line]
 
 
+@pytest.mark.parametrize(
+    ("prog", "end"),
+    [
+        ("his_mamujoco.py", "; it is a scenario of his_mpe.py\n"),
+        ("hasac_bidexhands.py", "; it is a scenario of hasac_mpe.py\n"),
+        ("facmac.py", "ant\n"),  # serves all benchmarks
+    ],
+)
+def test_a_scenario_of_another_script(prog: str, end: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(Args, PRESETS, LIMITS, ["--scenario", "simple_spread"], prog=prog)
+    assert capsys.readouterr().err.endswith(end)
+
+
 def test_bounds_are_inclusive_and_infinity_is_refused_without_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     assert parse("--gamma", "0").gamma == 0 and parse("--gamma", "1").gamma == 1
     with pytest.raises(SystemExit):

@@ -472,7 +472,7 @@ def copy_of(run_folder: Path, to: Path, change: Any = None, drop: str = "") -> P
         (None, "config.json", [], "no run there: cannot read config.json"),
         (None, "checkpoints/best.pt", [], "no critic there: checkpoints/best.pt is missing"),
         (lambda c: c.pop("args"), "", [], "its config.json is not that of a run"),
-        (lambda c: c.update(command="python other.py"), "", [], "made by other: must be one of"),
+        (lambda c: c.update(command="python other.py"), "", [], "made by other: it takes runs of"),
         (lambda c: c.update(script="happo"), "", [], "happo.py has no critic of joint actions"),
         (lambda c: c["args"].update(weather=1), "", [], "has weather, which his_mpe.py of this checkout lacks"),
         (lambda c: c["args"].update(hidden_sizes=[8, 8]), "", [], "does not fit his_mpe.py"),

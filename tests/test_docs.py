@@ -15,8 +15,10 @@ import his_mpe
 
 EQUATIONS = (5, 7, 8, 9, 10, 11, 12, 13, 27, 28, 29, 30, 31)
 COMMANDS = (
-    "pip install -r requirements.txt && python his_mamujoco.py --scenario HalfCheetah-6x1 --seed 3",
+    "pip install -r requirements.txt",
     "python his_mpe.py --scenario simple_spread --seed 1",
+    "python his_mamujoco.py --scenario HalfCheetah-6x1 --seed 1",
+    "python his_bidexhands.py --scenario ShadowHandDoorOpenOutward --seed 1",
     "pip install -r requirements-dev.txt && python -m pytest",
 )
 SOURCE = SCRIPT.read_text()

@@ -21,7 +21,7 @@ from common.streams import Streams
 BENCHMARKS = ("mpe", "mamujoco", "bidexhands")
 MAX_LINES, MAX_HUNKS = 120, 8
 # The statements of a HIS script that its twin has otherwise or not at all: arguments, credit, its use in the update.
-MAY_DIFFER = {"Args()", "check_args", "update_actors", "PRE_TANH_BOUND"}
+MAY_DIFFER = {"Args()", "check_args", "update_actors", "ACTION_BOUND"}
 MAY_DIFFER |= {"shapley_values", "historical_loss", "HistoricalCredit"}
 MAY_DIFFER |= {"num_coalitions: int", "beta: float", "xi: float", "box_cox: bool"}
 MAY_DIFFER |= {"credit: Literal['his', 'share', 'local', 'none']"}

@@ -272,17 +272,21 @@ def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     assert config["command"].startswith("python experiments/ideas.py --scenario simple_reference")
 
 
+CENTRED = ("--idea", "centred")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["--scenario", "Hopper"], "--scenario Hopper: must be one of simple_spread"),
         (["--scenario", "simple_spread", "--idea", "better"], "--idea better: must be one of centred"),
-        (["--scenario", "simple_spread", "--idea-strength", "0"], "--idea-strength 0.0: must be at least"),
-        (["--scenario", "simple_spread", "--credit", "none"], "--credit none: --idea centred needs his"),
+        (["--scenario", "simple_spread", *CENTRED, "--idea-strength", "0"], "--idea-strength 0.0: must be at least"),
+        (["--scenario", "simple_spread", *CENTRED, "--credit", "none"], "--credit none: --idea centred needs his"),
         (
-            ["--scenario", "simple_spread", "--credit-actions", "policy"],
+            ["--scenario", "simple_spread", *CENTRED, "--credit-actions", "policy"],
             "--credit-actions policy: --idea centred needs",
         ),
+        (["--scenario", "simple_spread"], "--idea (not given): must be one of centred"),
         ([], "--scenario (not given): must be one of"),
         (["--resume", "absent"], "--resume absent: no run there"),
         (["--evaluate="], "--evaluate: must be given a run folder"),

@@ -182,6 +182,21 @@ def test_resume_of_a_finished_run_takes_the_mark_away(folder: Path) -> None:
     assert not (folder / "finished.json").exists()
 
 
+def test_an_end_that_says_little_is_explained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for updates, said in ((0, True), (1, False)):
+        log = runlog.RunLog(folder, 100)
+        log.log(100, updates, {"eval/return_mean": 1.0})
+        offsets = log.offsets()
+        log.finish()
+        log.close()
+        assert ("no update was made" in capsys.readouterr().out) == said
+    for total, said in ((100, True), (200, False)):
+        runlog.record_resumption(folder, {"args": {"total_timesteps": total}}, offsets)
+        assert ("finished at step 100; a larger --total-timesteps would go on" in capsys.readouterr().out) == said
+    runlog.RunLog(folder, 100, offsets=offsets).finish()
+    assert "no update" not in capsys.readouterr().out, "nobody knows what happened before"
+
+
 def started(folder: Path, step: int = 0) -> dict[str, Any]:
     """Offsets of a run that continues at `step`."""
     return {"global_step": step, "wall_s": 0.0, "metrics.jsonl": 0, "eval.csv": 0}
@@ -236,6 +251,10 @@ def test_a_run_that_overshot_its_budget_may_be_continued_with_it(folder: Path) -
 
 def test_a_folder_that_cannot_be_written_is_said_in_one_line(folder: Path) -> None:
     (folder / "eval.csv").mkdir()
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"cannot write eval.csv: Is a directory"):
+        runlog.record_resumption(folder, {"args": {"total_timesteps": 900}}, started(folder, 5))
+    assert (folder / "config.json").read_bytes() == before, "a continuation that cannot be leaves no trace"
     with pytest.raises(UsageError, match=r"cannot write .*eval.csv: Is a directory"):
         runlog.RunLog(folder, 9)
 

@@ -666,6 +666,8 @@ def test_a_real_calibration_gives_a_rate(task: str, tmp_path: Path) -> None:
     broken = dataclasses.replace(run, settings=settings | {"no_such": 1})
     assert cost.calibrate({"it": broken}, (), 1, said.append) == {}
     assert "cannot measure it: it ended with status 2: " in said[0] and "--no-such" in said[0]
+    with pytest.raises(folders.SuiteError, match="-- --foo 3: it ended with status 2: .*--foo: no such flag"):
+        cost.calibrate({"it": run}, ("--foo", "3"), 1, said.append)
 
 
 def test_suites_of_the_tests_leave_the_real_ones_alone() -> None:

@@ -98,7 +98,7 @@ def test_an_unmarked_change_is_found() -> None:
         ("tau: float = 0.005", "tau: float = 0.05", "tau: float"),
         ("Polyak coefficient of", "Polyak factor of", "tau: float"),
         ("from common.streams import Streams", "from common.streams import Streams as S", "common.streams"),
-        ("PRE_TANH_BOUND = 1 - 1e-6", "PRE_TANH_BOUND = 1 - 1e-6\n\n\ndef extra():\n    pass", "extra"),
+        ("ACTION_BOUND = 1 - 1e-6", "ACTION_BOUND = 1 - 1e-6\n\n\ndef extra():\n    pass", "extra"),
     ):
         assert text.count(old) >= 1, old
         assert unmarked_differences(reference, parts(REFERENCE, text.replace(old, new, 1))) == [key]

@@ -407,7 +407,7 @@ def test_actor_loss_is_the_sum_of_its_two_terms() -> None:
         return hm.min_q(setting.critic, batch.state, torch.where(members[:, setting.slots], batch.actions, 0.0))
 
     phi = hm.shapley_values(value, ranks, "difference")
-    u = torch.atanh(batch.actions.clamp(-hm.PRE_TANH_BOUND, hm.PRE_TANH_BOUND)).split(setting.env.action_dims, 1)
+    u = torch.atanh(batch.actions.clamp(-hm.ACTION_BOUND, hm.ACTION_BOUND)).split(setting.env.action_dims, 1)
     history, _ = hm.historical_loss(*policies[agent], u[agent], phi[agent], setting.args)
     torch.testing.assert_close(metrics[f"losses/actor_{agent}"], (main + history).detach())
     torch.testing.assert_close(metrics[f"credit/shapley_{agent}"], phi[agent].mean().detach())
