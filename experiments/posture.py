@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{run}: no policy of HIS or HASAC on a HalfCheetah: {str(error).partition(chr(10))[0]}")
         step = int(about["global_step"])
         named = {name: round(value, 3) for name, value in found._asdict().items()}
-        rows.append({"run": run.name, "global_step": step, **named})
+        rows.append({"task": about["scenario"], "run": run.name, "global_step": step, **named})
         print(f"{found.return_mean:10.0f}{found.pitch_deg:18.0f}{found.upside_down:13.2f}  {step:,} {run}", flush=True)
     if args.csv:
         write_rows(args.csv, rows)

@@ -92,7 +92,8 @@ def test_it_writes_a_row_for_each_run(folder: Path, tmp_path: Path) -> None:
     assert posture.main([str(folder), str(folder), "--episodes", "1", "--csv", str(place)]) == 0
     rows = list(csv.DictReader(place.open()))
     assert [row["run"] for row in rows] == ["seed3", "seed3"] and rows[0] == rows[1]
-    assert list(rows[0]) == ["run", "global_step", "return_mean", "pitch_deg", "upside_down"]
+    assert rows[0]["task"].startswith("HalfCheetah")
+    assert list(rows[0]) == ["task", "run", "global_step", "return_mean", "pitch_deg", "upside_down"]
 
 
 def test_what_is_no_halfcheetah_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
