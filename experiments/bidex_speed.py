@@ -58,7 +58,7 @@ def shares(env: BiDexHandsVecEnv, actions: list[list[np.ndarray]]) -> dict[str, 
 
 def main() -> None:
     parser = Parser("experiments.bidex_speed", "rate of Bi-DexHands on MuJoCo")
-    parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="ShadowHandOver")
+    parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="ShadowHandOver", help="a task, or all")
     parser.add_argument("--num-envs", type=partial(whole, low=1), default=20, help="environments stepped together")
     parser.add_argument("--threads", type=partial(whole, low=1), default=2, help="threads to compare with one")
     parser.add_argument("--sim", choices=("mujoco", "mujoco_warp"), default="mujoco", help="what to compare with")

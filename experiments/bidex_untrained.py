@@ -56,8 +56,8 @@ def windows(scenario: str, num_envs: int, scale: float) -> list[float]:
 
 def main() -> None:
     parser = Parser("experiments.bidex_untrained", "untrained behaviour of Bi-DexHands on MuJoCo")
-    parser.add_argument("--num-envs", type=partial(whole, low=1), default=150)
-    parser.add_argument("--base-force-scale", type=positive, default=0.25)
+    parser.add_argument("--num-envs", type=partial(whole, low=1), default=150, help="environments of each task")
+    parser.add_argument("--base-force-scale", type=positive, default=0.25, help="of the wrench on the hands' bases")
     args = parser.parse_args()
 
     print(f"first episodes of {args.num_envs} environments, base_force_scale {args.base_force_scale}")

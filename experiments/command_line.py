@@ -11,6 +11,18 @@ from typing import Any, NoReturn
 from common import cli
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands; defaults behind what says nothing about them, where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if default is None or default is False or default in ("", []) or "(default:" in (action.help or ""):
+            return action.help
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An error is one line: raised as `failure` where that is given, else printed before exit with status 2."""
 
@@ -18,8 +30,7 @@ class Parser(argparse.ArgumentParser):
         self, prog: str, description: str | None, failure: type[Exception] | None = None, epilog: str | None = None
     ) -> None:
         # No abbreviations: --seed would be taken for --seeds.
-        kind = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=kind, allow_abbrev=False)
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=Help, allow_abbrev=False)
         self.failure = failure
 
     def error(self, message: str) -> NoReturn:

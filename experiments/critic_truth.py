@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table for each checkpoint; returns the exit status."""
     parser = Parser("experiments.critic_truth", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of particle tasks, off-policy")
-    parser.add_argument("--episodes", type=partial(whole, low=1), default=200)
+    parser.add_argument("--episodes", type=partial(whole, low=1), default=200, help="episodes of each checkpoint")
     parser.add_argument("--beyond", type=partial(whole, low=0), default=26, help="steps beyond the limit to list")
     parser.add_argument("--csv", type=Path, help="file to write every step to")
     args = parser.parse_args(argv)

@@ -52,7 +52,9 @@ def main() -> None:
     parser = Parser("experiments.env_speed", "rate of a vector environment relative to what it replaces")
     parser.add_argument("--benchmark", choices=("mamujoco", "mpe"), help="mamujoco, or that of --scenario")
     parser.add_argument("--scenario", choices=(*SCENARIOS, *mpe.SCENARIOS), help="HalfCheetah-6x1 or simple_spread")
-    parser.add_argument("--num-envs", type=partial(whole, low=1), help="environments stepped together (10 or 20)")
+    parser.add_argument(
+        "--num-envs", type=partial(whole, low=1), help="environments stepped together (default: 10 or 20)"
+    )
     parser.add_argument("--steps", type=partial(whole, low=1), default=500, help="steps of every environment per round")
     parser.add_argument("--rounds", type=partial(whole, low=1), default=11, help="rounds; each measures both once")
     args = parser.parse_args()

@@ -115,7 +115,7 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("experiments.harl_train", "HARL's own on-policy training in our environments")
-    parser.add_argument("--seed", type=partial(whole, low=1), default=1)
+    parser.add_argument("--seed", type=partial(whole, low=1), default=1, help="random seed")
     parser.add_argument("--total-timesteps", type=partial(whole, low=1), default=500_000, help="environment steps")
     parser.add_argument("--out", type=Path, required=True, help="CSV file to add the evaluations to")
     args = parse(parser, argv)

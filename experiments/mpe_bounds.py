@@ -130,7 +130,7 @@ def measure(scenario: str, episodes: int, rules: str) -> dict[str, dict[str, flo
 def main() -> None:
     parser = Parser("experiments.mpe_bounds", __doc__)
     parser.add_argument("--episodes", type=partial(whole, low=2), default=5000, help="episodes of each policy and task")
-    parser.add_argument("--rules", choices=("mpe2", "harl"), default="mpe2")
+    parser.add_argument("--rules", choices=("mpe2", "harl"), default="mpe2", help="rules of the environments")
     parser.add_argument("--json", type=Path, help="file to write")
     args = parser.parse_args()
     parser.needs_writable("--json", args.json)

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line for each run; returns the exit status."""
     parser = Parser("experiments.posture", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of HIS or HASAC on a HalfCheetah")
-    parser.add_argument("--episodes", type=partial(whole, low=1), default=8)
+    parser.add_argument("--episodes", type=partial(whole, low=1), default=8, help="episodes of each run")
     parser.add_argument("--csv", type=Path, help="file to write the same to")
     args = parser.parse_args(argv)
     parser.needs_writable("--csv", args.csv)

@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--tasks", nargs="+", help="only these scenarios")
     parser.add_argument("--variants", nargs="+", help="only these variants")
     parser.add_argument("--runs-dir", type=Path, help="parent of the run folders (default: runs/suites/SUITE)")
-    parser.add_argument("--max-restarts", type=int, default=3, help="restarts of a run that crashes (%(default)s)")
+    parser.add_argument("--max-restarts", type=int, default=3, help="restarts of a run that crashes")
     parser.add_argument("--skip-missing", action="store_true", help="leave out runs whose script does not exist")
     parser.add_argument("--allow-mixed-commits", action="store_true", help="continue runs of other git commits")
     parser.add_argument("--prune", action="store_true", help="delete the replay checkpoints of finished runs")

@@ -259,10 +259,14 @@ def table(scenario: str, result: dict[str, Any]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("experiments.update_speed", "milliseconds of one update")
-    parser.add_argument("--scenarios", nargs="+", default=["HalfCheetah-2x3", "HalfCheetah-6x1", "Ant-8x1"])
+    parser.add_argument(
+        "--scenarios", nargs="+", default=["HalfCheetah-2x3", "HalfCheetah-6x1", "Ant-8x1"], help="tasks to measure"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="rounds; each measures every update once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--matmul-precision", nargs="+", default=list(PRECISIONS), choices=(*PRECISIONS, "high"))
+    parser.add_argument(
+        "--matmul-precision", nargs="+", default=list(PRECISIONS), choices=(*PRECISIONS, "high"), help="of torch"
+    )
     parser.add_argument("--naive", action="store_true", help="also HIS as the paper prints it")
     parser.add_argument("--harl", default="", metavar="CHECKOUT", help="also the HASAC of this checkout of HARL")
     parser.add_argument("--rows", type=int, default=100_000, help="transitions in the replay buffer")

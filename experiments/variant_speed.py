@@ -67,7 +67,7 @@ def measure(scenario: str, options: argparse.Namespace) -> dict[str, dict[str, A
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("experiments.variant_speed", "milliseconds of an update of each ablation")
-    parser.add_argument("--scenarios", nargs="+", default=["simple_spread", "HalfCheetah-6x1"])
+    parser.add_argument("--scenarios", nargs="+", default=["simple_spread", "HalfCheetah-6x1"], help="tasks to measure")
     parser.add_argument("--variants", nargs="+", default=MEASURED, help="names of docs/experiments.md; his is added")
     parser.add_argument("--rounds", type=int, default=15, help="rounds; each measures every variant once")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
