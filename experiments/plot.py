@@ -49,7 +49,7 @@ from experiments.scores import (
     steps_interval,
     steps_to,
 )
-from experiments.suites import SUITES, Settings, Suite, task_label
+from experiments.suites import SMOKE, SMOKE_OFF_POLICY, SUITES, Settings, Suite, task_label
 
 Rows = list[dict[str, Any]]
 ALL = "all tasks"
@@ -104,8 +104,9 @@ class Wanted:
 
 def wanted(suite: Suite, tasks: Sequence[str] | None, variants: Sequence[str] | None) -> list[Wanted]:
     """Every task and variant of a suite."""
+    smoke = {**SMOKE, **SMOKE_OFF_POLICY} if suite.smoke else {}  # only HIS and HASAC are held against the settings
     return [
-        Wanted(task, variant, group.seeds, group.settings)
+        Wanted(task, variant, group.seeds, {**group.settings, **smoke})
         for group in suite.groups
         for task in group.tasks
         for variant in group.variants

@@ -89,10 +89,10 @@ def changes(config: Mapping[str, Any], variant: str, settings: Settings | None =
     if "credit" not in args and args.get("preset") != "his":
         name = args.get("run_name", "")
         return [f"run_name={name}"] if name and name not in VARIANTS else []
-    expected = {**asdict(Readings()), **OURS, **paper_values(task), **(settings or {})}
+    expected = {**asdict(Readings()), **OURS, **paper_values(task)}
     if settings is not None:  # of a suite, which shortens the warm-up of short runs
         fitted = schedule(args.get("total_timesteps", 10**7))
-        expected |= {name: value for name, value in fitted.items() if name in expected}
+        expected |= {name: value for name, value in fitted.items() if name in expected} | dict(settings)
     variant = variant.removesuffix("-isaacgym")
     expected |= settings_of(variant, task) if variant in VARIANTS else {}
     different = {name: args[name] for name, value in expected.items() if name in args and _plain(args[name]) != value}

@@ -310,6 +310,22 @@ def test_runs_with_other_values_are_said_and_not_compared_with_those_that_have_t
     assert "has batch_size=256, " in line and f"{other} has not: no fair comparison" in line
 
 
+def test_of_smoke_runs_only_what_is_not_the_smoke_suites_is_said(
+    tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    smoke: dict[str, Any] = {**suites.SMOKE, **suites.SMOKE_OFF_POLICY}
+    for variant in ("his", "none"):
+        write_run(tmp_path, TASKS[0], variant, 1, [1, 2, 3, 4], **smoke)
+    argv = ["smoke-ablations", "--tasks", TASKS[0], "--runs-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert plot.main(argv) == 0
+    assert "in place of" not in capsys.readouterr().out
+    for variant in ("his", "none"):
+        write_run(tmp_path / "other", TASKS[0], variant, 1, [1, 2, 3, 4], **{**smoke, "gamma": 0.5})
+    argv[4] = str(tmp_path / "other")
+    assert plot.main(argv) == 0
+    assert f"{TASKS[0]}: the runs have gamma=0.5 in place of the suite's values" in capsys.readouterr().out
+
+
 def test_runs_that_cannot_be_compared_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path, TASKS[0], "his", 1, [1, 2, 3, 4])
     short = write_run(tmp_path, TASKS[0], "none", 1, [5], steps=(100,), total_timesteps=100)
