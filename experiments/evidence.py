@@ -14,7 +14,7 @@ from experiments.scores import Curve, changes, from_results
 from experiments.suites import SUITES, Run, Suite, expand, paper_values, settings_of
 
 FIGURES = tuple(
-    "fig2 fig3 fig4 fig5 fig6 fig7 fig8 mpe hands baselines ablations readings-screen ideas-screen readings".split()
+    "fig2 fig3 fig4 fig5 fig6 fig7 fig8 mpe hands baselines ablations readings-screen ideas-screen readings ant".split()
 )
 
 MOST_SEEDS = 10  # of a suite, so that the seeds of two suites stay apart

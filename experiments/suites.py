@@ -116,6 +116,7 @@ VARIANTS: dict[str, Variant] = {
     "idea-masked-buffer": Variant({"idea": "half-buffer", "idea_strength": 2.0}, "experiments/ideas.py"),
     "none-terminal": Variant({"idea": "terminal", "credit": "none"}, "experiments/ideas.py"),
     "none-frequency-1": Variant({"credit": "none", "policy_frequency": 1}),
+    "none-alpha-0.05": Variant({"credit": "none", "alpha": 0.05}),
 }
 # HASAC with the same change, where that changes HASAC, too.
 CONTROLS = {"idea-terminal": "none-terminal", "frequency-1": "none-frequency-1"}
@@ -247,6 +248,13 @@ _FULL: dict[str, Suite] = {
         [
             Group([*_SCREENED, *_HELD_OUT], SURVIVORS, _FRESH, 500_000, _SMALL),
             Group(["HalfCheetah-2x3"], ["his-long", "none-long"], (11,), 2_000_000, _SMALL),
+        ],
+    ),
+    "ant": Suite(
+        "Where HIS is ahead of HASAC, Ant-4x2: what does it, and is it so on Walker2d-2x3, too? Small networks",
+        [
+            Group(["Ant-4x2"], ["his", "none", "none-alpha-0.05", "share", "action"], _FRESH, 500_000, _SMALL),
+            Group(["Walker2d-2x3"], ["his", "none"], _FRESH, 500_000, _SMALL),
         ],
     ),
 }

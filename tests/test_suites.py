@@ -230,6 +230,7 @@ def test_each_variant_sets_what_its_name_says() -> None:
     }
     assert settings["none-terminal"] == {"idea": "terminal", "credit": "none"}
     assert settings["none-frequency-1"] == {"credit": "none", "policy_frequency": 1}
+    assert settings["none-alpha-0.05"] == {"credit": "none", "alpha": 0.05}
     assert suites.script_of("hasac", "simple_spread") == "baselines/hasac_mpe.py"
     assert suites.script_of("mappo", "simple_spread") == "baselines/mappo.py"
 
@@ -275,6 +276,16 @@ def test_the_readings_study() -> None:
     long = [run for run in final if run.total_steps == 2_000_000]
     assert [run.variant for run in long] == ["his-long", "none-long"]
     assert {run.total_steps for run in [*screen, *final] if run not in long} == {500_000}
+
+
+def test_where_his_is_ahead() -> None:
+    runs = expand(SUITES["ant"])
+    assert all(suites.paper_values(run.scenario)["auto_alpha"] is False for run in runs), "or --alpha would do nothing"
+    second = {run.name: run for run in expand(SUITES["readings"])}
+    same = [run for run in runs if run.name in second]
+    assert all(run == second[run.name] for run in same), "what the second round has need not run twice"
+    assert {(run.scenario, run.variant) for run in same} == {("Ant-4x2", "his"), ("Ant-4x2", "none")} and len(same) == 6
+    assert {run.seed for run in runs} == {11, 12, 13} and {run.total_steps for run in runs} == {500_000}
 
 
 def test_the_affordable_ablations() -> None:
