@@ -8,7 +8,7 @@ blank between them; one length where all are equal), `<scenario>_success.csv` (t
 where the task has one), `<scenario>_diagnostics.csv` (each number of metrics.jsonl, its median over the agents and over
 the lines of each tenth of the run), `runs.json` (command, commit, host and packages of each) and `curves.png`, a panel
 a scenario: single runs thin, their interquartile mean (IQM) thick, its 95 % bootstrap interval over seeds as a band;
-success rates in a second row. Prints Markdown tables: the IQM at a few steps, single runs in brackets, the comparison
+success rates below. Prints Markdown tables: the IQM at a few steps, single runs in brackets, the comparison
 of the algorithms, some of the diagnostics. Runs of a suite are told apart by their variant (experiments/suites.py); a
 HIS run with other values than the paper's is named with them.
 
@@ -40,6 +40,7 @@ COLORS = dict(zip(LABELS.values(), [*_TABLEAU, "black"], strict=True))
 MORE_COLORS = "gold navy darkgreen crimson indigo sienna teal magenta".split()
 MORE_STYLES = ("-", "--", "-.", ":", (0, (7, 1.5)), (0, (4, 1, 1, 1, 1, 1)))
 IN_PANELS = 6  # legend entries that a panel has room for
+IN_ROW = 4  # panels that a row has room for
 IDENTITY = ("algorithm", "rules", "seed", "global_step")  # rules: of MPE; the back end of Bi-DexHands
 COLUMNS = {
     "": (*IDENTITY, "returns", "lengths"),
@@ -278,26 +279,31 @@ def plot(
 ) -> None:
     """A panel a scenario: thin lines for single runs, IQM and its interval as far as all of them got, bounds dashed.
 
-    Where there are success rates, a second row has them. Keys: what stands above the panel.
+    Where there are success rates, as many panels below have them. Keys: what stands above the panel.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    width, height = (7.0, 4.2) if len(scenarios) == 1 else (4.6 * len(scenarios), 3.9)
+    lines = -(-len(scenarios) // IN_ROW)
+    columns = -(-len(scenarios) // lines)
+    width, height = (7.0, 4.2) if columns == 1 else (4.6 * columns, 3.9)
     kinds = {"return of deterministic evaluation episodes": scenarios} | (
         {"success rate": successes} if successes else {}
     )
     crowd = max(len(nested) + len(bounds.get(scenario, {})) for scenario, nested in scenarios.items())
-    size = (width, height * len(kinds) + (0 if crowd <= IN_PANELS else 0.2 * crowd / 3))
+    size = (width, height * lines * len(kinds) + (0 if crowd <= IN_PANELS else 0.2 * crowd / 3))
     entries: dict[str, Any] = {}
-    figure, panels = plt.subplots(len(kinds), len(scenarios), figsize=size, layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(lines * len(kinds), columns, figsize=size, layout="constrained", squeeze=False)
     cells = [(i, j, scenario) for i in range(len(kinds)) for j, scenario in enumerate(scenarios)]
+    panels = grid.reshape(len(kinds), -1)
+    for axes in panels[:, len(scenarios) :].flat:  # of an unfinished row
+        axes.set_visible(False)
     # Over all panels: the legend is one for all, so an algorithm looks the same in each.
     others = [*dict.fromkeys(name for nested in scenarios.values() for name in nested if name not in COLORS)]
     for i, j, scenario in cells:
-        axes, nested = panels[i][j], [*kinds.values()][i].get(scenario)
+        axes, nested = panels[i, j], [*kinds.values()][i].get(scenario)
         if nested is None:
             axes.set_visible(False)
             continue
@@ -332,11 +338,10 @@ def plot(
             axes.legend(fontsize=8)
         if i:
             axes.set_ylim(-0.03, 1.03)
-    for i, name in enumerate(kinds):
-        panels[i][0].set_ylabel(name)
+    for axes, name in zip(grid[:, 0], (name for name in kinds for _ in range(lines)), strict=True):
+        axes.set_ylabel(name)
     if crowd > IN_PANELS:  # one for all, below
-        columns = max(2, int(width) // 3)
-        look: Any = dict(ncols=columns, fontsize=8, frameon=False, handlelength=4)
+        look: Any = dict(ncols=max(2, int(width) // 3), fontsize=8, frameon=False, handlelength=4)
         figure.legend(entries.values(), entries, loc="outside lower center", **look)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 
 from experiments import curves, scores
@@ -288,6 +289,34 @@ def test_many_algorithms_have_one_legend_and_lines_of_their_own(
     ]
     assert len(set(map(str, looks[0].values()))) == 46
     assert len(looks[1]) == 6 and looks[1].items() <= looks[0].items(), "the same in each panel: the legend is for all"
+
+
+def test_many_tasks_stand_in_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine tasks in three rows of three, five in two of three; each panel has its own task, with its success below."""
+    from matplotlib.figure import Figure
+
+    shown: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: shown.append(figure))
+    tasks = {name: {"HIS": {1: {100: 1.0 * i, 200: 2.0 * i}}} for i, name in enumerate("abcdefghi")}
+    five = dict(list(tasks.items())[:5])
+    curves.plot(tasks, {}, {}, tmp_path / "x.png")
+    curves.plot(five, {"a": tasks["a"], "e": tasks["e"]}, {}, tmp_path / "y.png")
+    curves.plot({name: tasks[name] for name in "abcd"}, {}, {}, tmp_path / "z.png")
+    seen = [
+        [
+            [axes.get_title() if axes.get_visible() else "" for axes in figure.axes[start : start + columns]]
+            for start in range(0, len(figure.axes), columns)
+        ]
+        for figure, columns in zip(shown, (3, 3, 4), strict=True)
+    ]
+    assert seen[0] == [["a", "b", "c"], ["d", "e", "f"], ["g", "h", "i"]]
+    assert seen[1] == [["a", "b", "c"], ["d", "e", ""], ["a", "", ""], ["", "e", ""]]
+    assert seen[2] == [["a", "b", "c", "d"]]
+    for figure in shown:
+        drawn = [axes for axes in figure.axes if axes.get_visible()]
+        assert all(np.asarray(axes.lines[0].get_ydata())[0] == ord(axes.get_title()) - ord("a") for axes in drawn)
+    names = [axes.get_ylabel() for axes in shown[1].axes[::3]]
+    assert names == ["return of deterministic evaluation episodes"] * 2 + ["success rate"] * 2
 
 
 def test_a_curve_far_below_random_does_not_press_the_others_together(
